@@ -1,0 +1,175 @@
+"""The CIFAR archives: read exactly, and nothing in their pickles is trusted."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets import published
+from datasets.cifar import read_cifar
+from datasets.sources import open_source
+from datasets.store import DataError
+
+RNG = np.random.default_rng(0)
+PIXELS = {name: RNG.integers(0, 256, (count, 3072), dtype=np.uint8) for name, count in (("train", 12), ("test", 6))}
+LABELS = {name: [i % 4 for i in range(len(pixels))] for name, pixels in PIXELS.items()}
+
+
+def python2_array(rows: np.ndarray) -> bytes:
+    """The opcodes by which Python 2's numpy stored a uint8 array: the published files hold exactly these names."""
+    raw = rows.tobytes()
+    return b"".join(
+        [
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR",
+            b"(K\x01K" + bytes([rows.shape[0]]) + b"M" + rows.shape[1].to_bytes(2, "little") + b"\x86",
+            b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89",
+            b"T" + len(raw).to_bytes(4, "little") + raw + b"tb",
+        ]
+    )
+
+
+def python2_pickle(entries: dict[str, bytes]) -> bytes:
+    """A protocol-2 pickle of a dict with byte-string keys whose values are given as opcodes."""
+    items = b"".join(b"U" + bytes([len(key)]) + key.encode() + value for key, value in entries.items())
+    return b"\x80\x02}(" + items + b"u."
+
+
+def python2_list(values: list[int]) -> bytes:
+    return b"](" + b"".join(b"K" + bytes([value]) for value in values) + b"e"
+
+
+def python2_names(values: list[str]) -> bytes:
+    return b"](" + b"".join(b"U" + bytes([len(value)]) + value.encode() for value in values) + b"e"
+
+
+def batch(split: str, label_key: str = "fine_labels") -> bytes:
+    return python2_pickle({"data": python2_array(PIXELS[split]), label_key: python2_list(LABELS[split])})
+
+
+def meta(key: str = "fine_label_names") -> bytes:
+    return python2_pickle({key: python2_names(["ant", "bee", "cat", "dog"])})
+
+
+def archive(path: Path, files: dict[str, bytes], folder: str = "cifar-100-python") -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"{folder}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def whole() -> dict[str, bytes]:
+    return {"train": batch("train"), "test": batch("test"), "meta": meta()}
+
+
+def test_pixels_and_labels_are_exact(tmp_path: Path) -> None:
+    source = read_cifar("cifar100", archive(tmp_path / "c.tar.gz", whole()))
+    assert source.classes == ("ant", "bee", "cat", "dog")
+    for split, found in (("train", source.train), ("test", source.test)):
+        pixels = np.concatenate(list(found.blocks()))
+        expected = PIXELS[split].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        assert (pixels == expected).all() and found.labels.tolist() == LABELS[split]
+
+
+def test_unpacked_folder_reads_the_same(tmp_path: Path) -> None:
+    with tarfile.open(archive(tmp_path / "c.tar.gz", whole())) as tar:
+        tar.extractall(tmp_path, filter="data")
+    for path in (tmp_path, tmp_path / "cifar-100-python"):
+        source = read_cifar("cifar100", path)
+        assert source.test.labels.tolist() == LABELS["test"]
+
+
+def test_cifar10_joins_its_five_batches(tmp_path: Path) -> None:
+    files = {f"data_batch_{i}": batch("train", "labels") for i in range(1, 6)}
+    files |= {"test_batch": batch("test", "labels"), "batches.meta": meta("label_names")}
+    source = read_cifar("cifar10", archive(tmp_path / "c.tar.gz", files, "cifar-10-batches-py"))
+    assert len(source.train.labels) == 60 and len(source.test.labels) == 6
+    assert not source.known_files, "these are not the published files"
+
+
+def test_cifar10_files_are_recognised_by_their_md5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    files = {f"data_batch_{i}": batch("train", "labels") for i in range(1, 6)}
+    files |= {"test_batch": batch("test", "labels"), "batches.meta": meta("label_names")}
+    known = published.PUBLISHED["cifar10"]
+    for name, content in files.items():
+        monkeypatch.setitem(known.member_md5, name, hashlib.md5(content, usedforsecurity=False).hexdigest())
+    path = archive(tmp_path / "c.tar.gz", files, "cifar-10-batches-py")
+    assert read_cifar("cifar10", path).known_files
+
+
+class Harm:
+    """Unpickled by the ordinary pickle module, this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    harm = tmp_path / "harm"
+    evil = pickle.dumps({"data": Harm(harm)}, protocol=2)
+    with pytest.raises(DataError, match=r"train is not a published CIFAR file: it names \w+\.mkdir, .* Nothing of it"):
+        read_cifar("cifar100", archive(tmp_path / "c.tar.gz", {**whole(), "train": evil}))
+    assert not harm.exists()
+
+
+@pytest.mark.parametrize("name", ["numpy.core.multiarray\nscalar", "builtins\neval", "numpy\nload", "numpy\nobject_"])
+def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
+    content = b"\x80\x02c" + name.encode() + b"\n."
+    with pytest.raises(DataError, match="which no published CIFAR file does"):
+        read_cifar("cifar100", archive(tmp_path / "c.tar.gz", {**whole(), "test": content}))
+
+
+def test_object_arrays_are_refused(tmp_path: Path) -> None:
+    content = whole()["train"].replace(b"U\x02u1", b"U\x02O8")
+    with pytest.raises(DataError, match="dtype b'O8'"):
+        read_cifar("cifar100", archive(tmp_path / "c.tar.gz", {**whole(), "train": content}))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_truncated_archive_is_one_clear_error(tmp_path: Path, share: float) -> None:
+    path = archive(tmp_path / "c.tar.gz", whole())
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(DataError, match=r"c\.tar\.gz: truncated or not an archive \(.*\); get it anew"):
+        read_cifar("cifar100", path)
+
+
+def test_wrong_archive_names_what_is_missing(tmp_path: Path) -> None:
+    path = archive(tmp_path / "c.tar.gz", {"hello": b"x"})
+    with pytest.raises(
+        DataError, match="holds no train, test, meta; it is not the published python archive of cifar100"
+    ):
+        read_cifar("cifar100", path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"data": python2_array(PIXELS["train"]), "fine_labels": python2_list([1])}, "one label for each of its 12"),
+        (
+            {"data": python2_array(PIXELS["train"]), "fine_labels": python2_list([9] * 12)},
+            r"holds labels outside 0\.\.3",
+        ),
+        ({"fine_labels": python2_list(LABELS["train"])}, "holds no array of 32x32 colour images"),
+    ],
+)
+def test_content_that_does_not_fit_is_said(tmp_path: Path, entries: dict[str, bytes], message: str) -> None:
+    files = {**whole(), "train": python2_pickle(entries)}
+    with pytest.raises(DataError, match=message):
+        read_cifar("cifar100", archive(tmp_path / "c.tar.gz", files))
+
+
+def test_an_absent_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--source .*nowhere: no such file or folder"):
+        open_source("cifar100", tmp_path / "nowhere")

@@ -1,0 +1,105 @@
+"""Small images and specs that tests build on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainable.spec import ExecSpec, RunSpec
+
+BASE: dict[str, Any] = {
+    "data.dataset": "toy",
+    "data.content_sha256": None,
+    "data.image_size": 8,
+    "data.classes": None,
+    "data.val_fraction": 0.0,
+    "data.val_seed": 0,
+    "data.limit_train": None,
+    "data.limit_eval": None,
+    "data.limit_seed": 0,
+    "augment.pad_crop": 0,
+    "augment.hflip_prob": 0.0,
+    "augment.train_crop": None,
+    "augment.mix": "none",
+    "augment.mix_alpha": None,
+    "augment.mix_prob": 1.0,
+    "augment.mix_scope": "batch",
+    "augment.mix_partner": "permutation",
+    "augment.normalize": "dataset",
+    "model.name": "small_vit",
+    "init.kind": "scratch",
+    "init.source": None,
+    "init.sha256": None,
+    "init.checkpoint": None,
+    "init.surgery": [],
+    "optim.name": "adam",
+    "optim.lr": 1e-3,
+    "optim.betas": [0.9, 0.999],
+    "optim.eps": 1e-8,
+    "optim.momentum": None,
+    "optim.weight_decay": 0.0,
+    "optim.schedule": "cosine",
+    "optim.schedule_per": "epoch",
+    "optim.min_lr": 0.0,
+    "optim.warmup_steps": 0,
+    "optim.precision": "float32",
+    "budget.epochs": 3,
+    "budget.steps": None,
+    "budget.batch_size": 16,
+    "evaluate.every_epochs": 1,
+    "evaluate.every_steps": None,
+    "evaluate.batch_size": 16,
+    "evaluate.select": ["best_on_test"],
+    "seed": 1,
+    "version": 1,
+}
+
+
+def run_spec(fields: dict[str, Any] | None = None, **top: Any) -> RunSpec:
+    """A spec on the toy images, with fields changed by dotted path."""
+    nested: dict[str, Any] = {}
+    for path, value in {**BASE, **(fields or {}), **top}.items():
+        node = nested
+        *parts, last = path.split(".")
+        for part in parts:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return RunSpec.model_validate_json(json.dumps(nested))
+
+
+def exec_spec(data_path: Path, **changes: Any) -> ExecSpec:
+    """One CPU thread, checkpoints only when asked for."""
+    values = {
+        "device": "cpu",
+        "data_path": str(data_path),
+        "weights_path": None,
+        "cpu_threads": 1,
+        "gpu_fraction": 0.0,
+        "save_every_s": 1e9,
+    }
+    return ExecSpec(**{**values, **changes})
+
+
+def toy_image(label: int, rng: np.random.Generator, size: int = 8) -> np.ndarray:
+    """A noisy picture whose brightest third of rows tells its class, [size, size, 3] uint8."""
+    image = rng.integers(0, 90, (size, size, 3))
+    third = size // 3
+    image[label * third : (label + 1) * third] += 120
+    return image.astype(np.uint8)
+
+
+def write_image_folder(
+    folder: Path, *, train_per_class: int, test_per_class: int, size: int = 8, seed: int = 0
+) -> None:
+    """Writes a class-per-folder tree of PNGs with classes a, b and c."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train_per_class), ("test", test_per_class)):
+        for label, name in enumerate("abc"):
+            home = folder / split / name
+            home.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(toy_image(label, rng, size)).save(home / f"{name}_{number}.png")
