@@ -1,0 +1,354 @@
+"""A run in progress: it learns, it is the same bits however often it is stopped, and it says why it cannot go on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy import exec_spec, run_spec
+
+from datasets.store import Dataset, open_dataset
+from trainable.checkpoint import CheckpointError, RunFolder
+from trainable.loop import NonFiniteLoss, mixed_cross_entropy
+from trainable.run import SpecError, open_run
+from trainable.storage import Storage
+from trainable.surgery import WeightsError
+from trainable.training import TrainingRun
+
+MIXUP = {"augment.mix": "mixup", "augment.mix_alpha": 1.0}
+
+
+@pytest.fixture
+def known(toy: Dataset) -> dict[str, Any]:
+    return {"data.content_sha256": toy.manifest.content_sha256}
+
+
+def opened(
+    storage: Storage, data_path: Path, toy: Dataset, fields: dict[str, Any], parent: str | None = None, **how: Any
+) -> TrainingRun:
+    spec = run_spec({"data.content_sha256": toy.manifest.content_sha256, **fields})
+    parent_folder = RunFolder(storage, parent) if parent else None
+    return open_run(spec, exec_spec(data_path, **how), RunFolder(storage, spec.run_id), toy, parent_folder)
+
+
+def finished(run: TrainingRun, seconds: float = math.inf) -> TrainingRun:
+    while not run.done:
+        run.advance(seconds)
+    return run
+
+
+def outcome(run: TrainingRun) -> tuple[Any, ...]:
+    """Everything that must be the same bits."""
+    volatile = {"train_s", "data_wait_s", "evaluate_s", "images_per_s", "ended_at"}
+    rows = [{key: value for key, value in row.items() if key not in volatile} for row in run.position.rows]
+    weights = {name: value.numpy().tobytes() for name, value in run.folder.load("last").tensors.items()}
+    logits = {name: value.tobytes() for name, value in run._logits.items()}
+    return rows, run.position.best, weights, logits
+
+
+def test_it_learns(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = finished(
+        opened(storage, data_path, toy, {"model.name": "small_resnet", "budget.epochs": 8, "optim.lr": 3e-3})
+    )
+    losses = [row["loss_nats"] for row in run.position.rows if row["split"] == "train"]
+    tests = [row["top1"] for row in run.position.rows if row["split"] == "test"]
+    assert losses[-1] < 0.5 * losses[0] and tests[-1] > 0.8
+    run.close()
+
+
+def test_advance_returns_the_rows_of_one_evaluation(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = opened(storage, data_path, toy, {})
+    rows = run.advance()
+    assert [(row["split"], row["eval_index"], row["step"], row["epoch"]) for row in rows] == [
+        ("train", 0, 4, 1.0),
+        ("test", 0, 4, 1.0),
+    ]
+    assert rows[0]["num_images"] == 60 and rows[1]["num_images"] == 30
+    assert [row["eval_index"] for row in run.advance()] == [1, 1]
+    assert not run.done and run.progress == 2 / 3
+    run.close()
+
+
+def test_advance_keeps_to_its_time(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = opened(storage, data_path, toy, {})
+    assert run.advance(0.0) == [] and run.position.step == 1
+    assert run.advance(0.0) == [] and run.position.step == 2
+    run.close()
+
+
+def in_pieces(
+    storage: Storage, data_path: Path, toy: Dataset, fields: dict[str, Any], **how: Any
+) -> tuple[TrainingRun, int]:
+    """Saved, closed and opened anew after every batch of training and every evaluation."""
+    for pieces in range(1, 200):
+        run = opened(storage, data_path, toy, fields, **how)
+        before = (run.position.step, run.position.evaluated)
+        while not run.done and (run.position.step, run.position.evaluated) == before:
+            run.advance(0.0)
+        if run.done:
+            return run, pieces
+        run.save()
+        run.close()
+    raise AssertionError("the run does not come to an end")
+
+
+MODELS = {
+    "vit": {},
+    "resnet": {"model.name": "small_resnet"},
+    "mixed and augmented": {**MIXUP, "augment.pad_crop": 1, "augment.hflip_prob": 0.5},
+    "by steps": {
+        "budget.epochs": None,
+        "budget.steps": 11,
+        "evaluate.every_epochs": None,
+        "evaluate.every_steps": 3,
+        "optim.schedule_per": "step",
+    },
+    "held out": {"data.val_fraction": 0.2, "evaluate.select": ["best_on_val", "best_on_test"]},
+    "bfloat16": {"optim.precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_stopped_at_every_batch_it_ends_with_the_same_bits(
+    kind: str, tmp_path: Path, data_path: Path, toy: Dataset
+) -> None:
+    """In the middle of an epoch, on its last batch, between evaluation and next step."""
+    whole = finished(opened(Storage(str(tmp_path / "whole")), data_path, toy, MODELS[kind]))
+    run, pieces = in_pieces(Storage(str(tmp_path / "pieces")), data_path, toy, MODELS[kind])
+    assert pieces > 10
+    assert outcome(run) == outcome(whole)
+    whole.close()
+    run.close()
+
+
+def test_a_model_that_draws_random_numbers_resumes_exactly(
+    tmp_path: Path, data_path: Path, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainable import models
+
+    plain = models.MODELS["small_resnet"]
+    monkeypatch.setitem(
+        models.MODELS,
+        "small_resnet",
+        lambda classes, size: torch.nn.Sequential(torch.nn.Dropout(0.3), plain(classes, size)),
+    )
+    fields = {"model.name": "small_resnet"}
+    whole = finished(opened(Storage(str(tmp_path / "whole")), data_path, toy, fields))
+    run, _ = in_pieces(Storage(str(tmp_path / "pieces")), data_path, toy, fields)
+    assert outcome(run) == outcome(whole)
+
+
+def test_what_was_not_saved_is_done_again(tmp_path: Path, data_path: Path, toy: Dataset) -> None:
+    whole = finished(opened(Storage(str(tmp_path / "whole")), data_path, toy, MIXUP))
+    storage = Storage(str(tmp_path / "killed"))
+    run = opened(storage, data_path, toy, MIXUP)
+    run.advance()
+    run.save()
+    run.advance()  # lost
+    run.close()
+    again = finished(opened(storage, data_path, toy, MIXUP))
+    assert outcome(again) == outcome(whole)
+
+
+def test_saving_by_the_clock_changes_nothing(tmp_path: Path, data_path: Path, toy: Dataset) -> None:
+    seldom = finished(opened(Storage(str(tmp_path / "a")), data_path, toy, MIXUP))
+    often = finished(opened(Storage(str(tmp_path / "b")), data_path, toy, MIXUP, save_every_s=1e-9), seconds=0.0)
+    assert outcome(often) == outcome(seldom)
+
+
+def test_killed_before_the_commit_it_only_predicts_again(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    first = finished(opened(storage, data_path, toy, {}))
+    before = outcome(first)
+    again = opened(storage, data_path, toy, {})
+    assert again.progress == 1.0
+    finished(again)
+    assert outcome(again)[:2] == before[:2] and outcome(again)[3] == before[3]
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(
+    tmp_path: Path, data_path: Path, toy: Dataset
+) -> None:
+    whole = finished(opened(Storage(str(tmp_path / "whole")), data_path, toy, {}))
+    storage = Storage(str(tmp_path / "harmed"))
+    run = opened(storage, data_path, toy, {})
+    run.advance()
+    run.save()
+    run.close()
+    path = run.folder.path("checkpoint/last/state.safetensors")
+    content = bytearray(storage.read(path))
+    content[-3] ^= 1
+    storage.put(path, bytes(content))
+    again = opened(storage, data_path, toy, {})
+    assert again.position.step == 0
+    assert "its content was altered" in again.notes[0] and "set aside as" in again.notes[0]
+    assert len(storage.names(run.folder.path("damaged"))) == 1
+    assert outcome(finished(again)) == outcome(whole)
+
+
+def test_lost_best_weights_are_noticed(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = opened(storage, data_path, toy, {})
+    run.advance()
+    run.save()
+    run.close()
+    for name in storage.names(run.folder.path("checkpoint/best_on_test")):
+        storage.delete(run.folder.path(f"checkpoint/best_on_test/{name}"))
+    assert "the run begins anew" in opened(storage, data_path, toy, {}).notes[0]
+
+
+def test_other_threads_are_allowed_and_marked(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = opened(storage, data_path, toy, {})
+    run.advance()
+    run.save()
+    run.close()
+    again = opened(storage, data_path, toy, {}, cpu_threads=2)
+    torch.set_num_threads(1)
+    assert again.numerics_changed and "other numerics (threads)" in again.notes[0]
+    finished(again)
+
+
+def test_best_on_test_keeps_the_first_of_equal_epochs(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = finished(opened(storage, data_path, toy, {"budget.epochs": 6}))
+    tests = [row["top1"] for row in run.position.rows if row["split"] == "test"]
+    assert run.position.best["best_on_test"]["eval_index"] == int(np.argmax(tests))
+    assert run.position.best["best_on_test"]["top1"] == max(tests)
+    best = (run._logits["best_on_test"].argmax(axis=1) == toy.test.labels).mean()
+    assert best == max(tests)
+
+
+def test_training_accuracy_under_mixing_stands_in_its_own_column(
+    storage: Storage, data_path: Path, toy: Dataset
+) -> None:
+    plain = opened(storage, data_path, toy, {}).advance()[0]
+    mixed = opened(storage, data_path, toy, MIXUP).advance()[0]
+    assert plain["top1"] is not None and plain["top1_mixed"] is None and plain["mix_lam_mean"] is None
+    assert mixed["top1"] is None and 0 <= mixed["top1_mixed"] <= 1 and 0 < mixed["mix_lam_mean"] < 1
+
+
+def test_loss_is_the_two_weighted_losses() -> None:
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    a, b, lam = torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([0.7, 0.7])
+    log_p = torch.log_softmax(logits, dim=1)
+    expected = -(0.7 * (log_p[0, 0] + log_p[1, 1]) + 0.3 * (log_p[0, 2] + log_p[1, 0])) / 2
+    assert mixed_cross_entropy(logits, a, b, lam).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_step(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = opened(storage, data_path, toy, {"optim.lr": 1e30, "model.name": "small_resnet"})
+    with pytest.raises(
+        NonFiniteLoss, match=r"not a finite number at step \d+ \(epoch .*, lr 1e\+30\); lower optim\.lr"
+    ):
+        finished(run)
+    run.close()
+
+
+def test_a_child_starts_from_its_parents_weights(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    parent = finished(opened(storage, data_path, toy, {}))
+    child = {
+        "init.kind": "parent",
+        "init.source": parent.spec.run_id,
+        "init.checkpoint": "best_on_test",
+        "init.surgery": ["new_head"],
+        "seed": 5,
+    }
+    run = opened(storage, data_path, toy, child, parent=parent.spec.run_id)
+    best = parent.folder.load("best_on_test").tensors
+    state = run.loop.model.state_dict()
+    assert all(torch.equal(state[name], best[f"model.{name}"]) for name in state if not name.startswith("head."))
+    assert not torch.equal(state["head.weight"], best["model.head.weight"])
+    assert run.report["new"] == run.report["dropped"] == ("head.bias", "head.weight")
+    assert run.spec.run_id != parent.spec.run_id
+
+
+def test_a_parent_without_weights_is_said(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    child = {"init.kind": "parent", "init.source": "a" * 16, "init.checkpoint": "last"}
+    with pytest.raises(WeightsError, match=r"parent run a{16} has no checkpoint last .* run the parent"):
+        opened(storage, data_path, toy, child, parent="a" * 16)
+
+
+def test_seeds_give_other_runs(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    logits = [finished(opened(storage, data_path, toy, {"seed": seed}))._logits["final"] for seed in (1, 2)]
+    assert (logits[0] != logits[1]).any()
+
+
+def test_smaller_training_crops_are_possible_for_a_cnn(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    fields = {"model.name": "small_resnet", "augment.train_crop": 4}
+    looked_at = opened(storage, data_path, toy, fields)
+    assert next(iter(looked_at.loop.train)).images.shape == (16, 3, 4, 4)
+    assert next(iter(looked_at.loop.evaluated["test"])).images.shape == (16, 3, 8, 8)
+    assert finished(opened(storage, data_path, toy, fields)).done
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data.content_sha256": None}, r"data\.content_sha256: toy is not prepared; a spec must be resolved"),
+        ({"data.content_sha256": "0" * 64}, r"planned for 0{16}, the prepared toy is \w{16}; plan anew"),
+        ({"data.image_size": 16}, r"data\.image_size: 16 pixels, but toy is prepared at 8"),
+        (
+            {"model.name": "small_resnet", "data.limit_train": 17},
+            r"budget\.batch_size: 17 images in batches of 16 leave a last batch of one image.*BatchNorm",
+        ),
+    ],
+)
+def test_specs_that_cannot_run_say_why(
+    fields: dict[str, Any], message: str, storage: Storage, data_path: Path, toy: Dataset
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        opened(storage, data_path, toy, fields)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a card where there is none")
+def test_a_missing_card_is_said(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    with pytest.raises(SpecError, match="device: cuda was asked for, but torch sees no CUDA device here"):
+        opened(storage, data_path, toy, {}, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_on_a_card_it_stops_and_resumes_to_the_same_bits(tmp_path: Path, data_path: Path, toy: Dataset) -> None:
+    whole = finished(opened(Storage(str(tmp_path / "whole")), data_path, toy, MIXUP, device="cuda"))
+    run, _ = in_pieces(Storage(str(tmp_path / "pieces")), data_path, toy, MIXUP, device="cuda")
+    assert outcome(run) == outcome(whole)
+
+
+def test_predictions_that_contradict_the_curve_are_refused(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = opened(storage, data_path, toy, {"budget.epochs": 4})
+    while run.progress < 1:
+        run.advance()
+    best = run.position.best["best_on_test"]
+    best["step"] = 4
+    run.position.rows[1]["top1"] = -1.0
+    run.loop.best_weights["best_on_test"] = run.loop.model.state_dict()
+    with pytest.raises(
+        CheckpointError, match=r"the weights kept as best_on_test give top-1 .* -1\.0000 was seen at step 4"
+    ):
+        finished(run)
+
+
+@pytest.mark.slow
+def test_resnets_little_brother_learns_cifar100(cifar100_path: Path, tmp_path: Path) -> None:
+    """ResNet-18 on 1,000 real CIFAR-100 images: the loss falls and the test beats chance."""
+    data = open_dataset(cifar100_path, "cifar100", verify=False)
+    fields = {
+        "data.dataset": "cifar100",
+        "data.content_sha256": data.manifest.content_sha256,
+        "data.image_size": 32,
+        "data.limit_train": 1000,
+        "data.limit_eval": 1000,
+        "model.name": "resnet18",
+        "budget.epochs": 3,
+        "budget.batch_size": 40,
+        "evaluate.batch_size": 256,
+    }
+    spec = run_spec(fields)
+    storage = Storage(str(tmp_path / "results"))
+    run = finished(open_run(spec, exec_spec(cifar100_path), RunFolder(storage, spec.run_id), data))
+    losses = [row["loss_nats"] for row in run.position.rows if row["split"] == "train"]
+    tests = [row["top1"] for row in run.position.rows if row["split"] == "test"]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.3
+    assert tests[-1] > 0.03, "chance is 0.01"
+    run.close()

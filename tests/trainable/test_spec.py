@@ -1,0 +1,132 @@
+"""Identity: what changes a number changes the id, what does not is not there; faults name field and mend."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from toy import BASE, run_spec
+
+from trainable.spec import ExecSpec, RunSpec
+
+
+def test_the_id_is_the_hash_of_the_canonical_text() -> None:
+    import hashlib
+
+    spec = run_spec()
+    assert spec.run_id == hashlib.sha256(spec.canonical().encode()).hexdigest()[:16]
+    assert json.loads(spec.canonical()) == json.loads(spec.model_dump_json())
+    assert " " not in spec.canonical()
+
+
+def test_the_canonical_text_round_trips() -> None:
+    spec = run_spec({"data.classes": [0, 2], "optim.lr": 3e-4})
+    assert RunSpec.model_validate_json(spec.canonical()) == spec
+
+
+CHANGES = {
+    "data.dataset": "other",
+    "data.content_sha256": "ab",
+    "data.image_size": 16,
+    "data.classes": [0, 1],
+    "data.val_fraction": 0.1,
+    "data.val_seed": 1,
+    "data.limit_train": 10,
+    "data.limit_eval": 10,
+    "data.limit_seed": 1,
+    "augment.pad_crop": 4,
+    "augment.hflip_prob": 0.5,
+    "augment.train_crop": 4,
+    "augment.mix_prob": 0.5,
+    "augment.mix_scope": "sample",
+    "augment.mix_partner": "reverse",
+    "augment.normalize": "none",
+    "model.name": "small_resnet",
+    "optim.name": "adamw",
+    "optim.lr": 2e-3,
+    "optim.betas": [0.9, 0.99],
+    "optim.eps": 1e-7,
+    "optim.weight_decay": 0.1,
+    "optim.schedule": "constant",
+    "optim.schedule_per": "step",
+    "optim.min_lr": 1e-5,
+    "optim.warmup_steps": 5,
+    "optim.precision": "bfloat16",
+    "budget.epochs": 4,
+    "budget.batch_size": 8,
+    "evaluate.every_epochs": 2,
+    "evaluate.batch_size": 8,
+    "evaluate.select": [],
+    "seed": 2,
+}
+
+
+@pytest.mark.parametrize("path", CHANGES)
+def test_every_field_changes_the_id(path: str) -> None:
+    assert run_spec({path: CHANGES[path]}).run_id != run_spec().run_id
+
+
+def test_no_field_was_forgotten() -> None:
+    together = {"augment.mix", "augment.mix_alpha", "budget.steps", "evaluate.every_steps", "optim.momentum", "version"}
+    assert set(CHANGES) | together | {path for path in BASE if path.startswith("init.")} == set(BASE)
+
+
+def test_integer_and_float_are_one_number() -> None:
+    assert run_spec({"optim.weight_decay": 0}).run_id == run_spec({"optim.weight_decay": 0.0}).run_id
+
+
+@given(lr=st.floats(1e-6, 10, allow_nan=False))
+def test_floats_keep_every_bit(lr: float) -> None:
+    assert RunSpec.model_validate_json(run_spec({"optim.lr": lr}).canonical()).optim.lr == lr
+
+
+def test_devices_paths_and_threads_are_not_part_of_it() -> None:
+    assert not set(ExecSpec.model_fields) & set(RunSpec.model_fields)
+    text = run_spec().canonical()
+    assert not any(f'"{name}"' in text for name in ExecSpec.model_fields)
+
+
+def test_specs_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        run_spec().seed = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optim.lr": "1e-3"}, "valid number"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"seed": 1.5}, "valid integer"),
+        ({"augment.mix": "mixup"}, "mix_alpha must be null when mix is none and a number otherwise"),
+        ({"augment.mix_alpha": 1.0}, "got mix none with mix_alpha 1.0"),
+        ({"budget.steps": 5}, "exactly one of epochs and steps"),
+        ({"budget.epochs": None}, "exactly one of epochs and steps"),
+        ({"evaluate.every_steps": 5}, "exactly one of every_epochs and every_steps"),
+        ({"evaluate.select": ["best_on_val"]}, "best_on_val needs a hold-out: set data.val_fraction above 0"),
+        ({"evaluate.select": ["best_on_test", "best_on_test"]}, "select names a checkpoint twice"),
+        ({"optim.name": "sgd"}, "sgd takes momentum, the others null"),
+        ({"optim.min_lr": 1.0}, "min_lr must not exceed lr, got 1.0 over 0.001"),
+        ({"model.name": "smal_vit"}, r'"smal_vit" is not one of .*; did you mean small_vit\?'),
+        ({"init.source": "x"}, "source must be null for scratch"),
+        ({"init.kind": "parent", "init.source": "x"}, "checkpoint must name the parent's checkpoint"),
+        ({"init.surgery": ["new_head"]}, "surgery must be empty for scratch"),
+        ({"augment.train_crop": 12}, "12 pixels do not fit into images of 8 padded by 0"),
+        ({"data.classes": [2, 1]}, "two or more different numbers in rising order"),
+        ({"data.dataset": "../x"}, "should match pattern"),
+        ({"version": 2}, "Input should be 1"),
+        ({"data.colour": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_faults_name_the_field_and_what_is_allowed(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        run_spec(fields)
+
+
+def test_unresolved_says_what_is_missing() -> None:
+    assert run_spec().unresolved() == "data.content_sha256: toy is not prepared"
+    hub = {"data.content_sha256": "ab", "init.kind": "hub", "init.source": "resnet50.a1_in1k"}
+    assert run_spec(hub).unresolved() == "init.sha256: the weights resnet50.a1_in1k are not at hand"
+    assert run_spec({**hub, "init.sha256": "cd"}).unresolved() is None

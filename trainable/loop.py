@@ -1,0 +1,268 @@
+"""The training loop, top to bottom: steps, evaluations, selection of checkpoints.
+
+`TrainingLoop.run` is a generator that pauses after every batch, so that its caller may look at the clock, save, or stop
+at any batch of training and evaluation. Everything that a checkpoint must restore is in `Position` and in the tensors
+of model and optimiser; an evaluation that was stopped half-way is simply made again.
+
+Nothing inside an epoch waits for the device: sums stay there and are read at evaluations, saves and pauses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from datasets.loader import Batch, Loader
+from trainable.evaluate import Pass, autocast
+from trainable.optim import evaluation_interval, learning_rate, total_steps
+from trainable.spec import RunSpec
+from trainable.surgery import State
+
+EpochRow = dict[str, Any]
+"""One split at one evaluation: the columns of the `epochs` table without the keys."""
+
+
+class NonFiniteLoss(Exception):
+    """Training diverged; the message names the step."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Sums:
+    """What training steps since the last evaluation added up to.
+
+    loss, correct and lam are added up on the device, one after another and never in parts: how often somebody looks
+    at them must not change their last bit.
+    """
+
+    num_images: int = 0
+    loss: float = 0.0
+    correct: float = 0.0
+    """lam-weighted hits where images are mixed."""
+    lam: float = 0.0
+    train_s: float = 0.0
+    data_wait_s: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True)
+class Position:
+    """How far a run has come; all of it JSON."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    evaluated: int = -1
+    """The step at which the last evaluation was made; -1 before the first."""
+    sums: Sums = field(default_factory=Sums)
+    rows: list[EpochRow] = field(default_factory=list)
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per selected name: eval_index, step and top1 of the evaluation whose weights are kept."""
+    evaluate_s: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Position:
+        """From a checkpoint."""
+        return cls(**{**values, "sums": Sums(**values["sums"])})
+
+
+class TrainingLoop:
+    """Trains one model by its spec.
+
+    Args:
+        spec: what to do.
+        model: on the device.
+        optimizer: over the model's parameters.
+        train: the training loader.
+        evaluated: the evaluation loaders by split, `test` and perhaps `val`.
+        labels: the labels of those splits, in the loaders' order.
+        device: where the model is.
+        position: where to go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train: Loader,
+        evaluated: dict[str, Loader],
+        labels: dict[str, NDArray[np.int64]],
+        device: torch.device,
+        position: Position,
+    ) -> None:
+        self.spec, self.model, self.optimizer, self.device = spec, model, optimizer, device
+        self.train, self.evaluated, self.labels = train, evaluated, labels
+        self.position = position
+        self.best_weights: dict[str, State] = {}
+        """Weights that became the best since the last save, on the CPU."""
+        self.final_logits: NDArray[np.float32] | None = None
+        """Of the test split at the last step, once that evaluation has been made in this process."""
+        self.total = total_steps(spec.budget, len(train))
+        self.interval = evaluation_interval(spec.evaluate, len(train))
+        self._mixed = spec.augment.mix != "none"
+        sums = position.sums
+        self._device_sums = torch.tensor([sums.loss, sums.correct, sums.lam], dtype=torch.float64, device=device)
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def run(self) -> Iterator[list[EpochRow]]:
+        """Trains to the end. Yields after every batch: the new rows after an evaluation, nothing otherwise.
+
+        Raises:
+            NonFiniteLoss: at the next evaluation or `check_finite` after the loss was not a number.
+        """
+        position = self.position
+        while True:
+            due = position.step % self.interval == 0 and position.step > 0
+            if (due or position.step == self.total) and position.evaluated != position.step:
+                yield from self._evaluate()
+            if position.step == self.total:
+                return
+            self.model.train()
+            asked = time.perf_counter()
+            for batch in self.train:
+                position.sums.data_wait_s += time.perf_counter() - asked
+                self._train_step(batch)
+                position.sums.train_s += time.perf_counter() - asked
+                yield []
+                if position.step == self.total or position.step % self.interval == 0:
+                    break
+                asked = time.perf_counter()
+
+    def _train_step(self, batch: Batch) -> None:
+        position, spec = self.position, self.spec
+        lr = learning_rate(spec.optim, position.step, self.total, len(self.train))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images, label_a, label_b, lam = (
+            tensor.to(self.device) for tensor in (batch.images, batch.label_a, batch.label_b, batch.lam)
+        )
+        with autocast(self.device, spec.optim.precision):
+            logits = self.model(images)
+        loss = mixed_cross_entropy(logits.float(), label_a, label_b, lam)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+        with torch.no_grad():
+            guess = logits.argmax(dim=1)
+            hits = lam * (guess == label_a) + (1 - lam) * (guess == label_b)
+            mean_loss = loss.detach().double()
+            self._device_sums += torch.stack([mean_loss * len(lam), hits.double().sum(), lam.double().sum()])
+            bad = ~torch.isfinite(mean_loss) & (self._first_bad < 0)
+            self._first_bad = torch.where(bad, position.step, self._first_bad)
+        position.sums.num_images += len(lam)
+        position.step += 1
+
+    def collect(self) -> None:
+        """Copies the sums from the device into `position` (waits for the device).
+
+        Raises:
+            NonFiniteLoss: the loss of some step was not a finite number.
+        """
+        sums = self.position.sums
+        sums.loss, sums.correct, sums.lam = self._device_sums.tolist()
+        if (step := int(self._first_bad)) >= 0:
+            lr = learning_rate(self.spec.optim, step, self.total, len(self.train))
+            raise NonFiniteLoss(
+                f"the loss was not a finite number at step {step} (epoch {step / len(self.train):.2f}, lr {lr:.3g}); "
+                "lower optim.lr, add optim.warmup_steps, or look at the data"
+            )
+
+    def _evaluate(self) -> Iterator[list[EpochRow]]:
+        position = self.position
+        self.collect()
+        began = time.perf_counter()
+        passes = {split: Pass(self.model, loader, self.device, self.spec) for split, loader in self.evaluated.items()}
+        for one in passes.values():
+            for _ in one:
+                yield []
+        logits = {split: one.logits() for split, one in passes.items()}
+        evaluate_s = time.perf_counter() - began
+        position.evaluate_s += evaluate_s
+        common = {
+            "eval_index": len({row["eval_index"] for row in position.rows}),
+            "step": position.step,
+            "epoch": position.step / len(self.train),
+            "ended_at": datetime.now(UTC).isoformat(),
+        }
+        rows = [{**common, **self._train_row()}]
+        rows += [
+            {**common, **_split_row(split, logits[split], self.labels[split]), "evaluate_s": evaluate_s}
+            for split in sorted(logits)
+        ]
+        position.rows += rows
+        position.sums = Sums()
+        self._device_sums.zero_()
+        position.evaluated = position.step
+        self._select(rows)
+        if position.step == self.total:
+            self.final_logits = logits["test"]
+        yield rows
+
+    def _train_row(self) -> EpochRow:
+        sums, step = self.position.sums, self.position.step
+        hits = sums.correct / sums.num_images
+        return {
+            "split": "train",
+            "num_images": sums.num_images,
+            "lr": learning_rate(self.spec.optim, step - 1, self.total, len(self.train)),
+            "loss_nats": sums.loss / sums.num_images,
+            "top1": None if self._mixed else hits,
+            "top1_mixed": hits if self._mixed else None,
+            "mix_lam_mean": sums.lam / sums.num_images if self._mixed else None,
+            "train_s": sums.train_s,
+            "data_wait_s": sums.data_wait_s,
+            "images_per_s": sums.num_images / sums.train_s if sums.train_s else None,
+        }
+
+    def _select(self, rows: list[EpochRow]) -> None:
+        """Keeps the weights where a selected split's top-1 is strictly the highest so far: ties keep the earlier."""
+        for name in self.spec.evaluate.select:
+            row = next(row for row in rows if row["split"] == name.removeprefix("best_on_"))
+            known = self.position.best.get(name)
+            if known is None or row["top1"] > known["top1"]:
+                self.position.best[name] = {key: row[key] for key in ("eval_index", "step", "top1")}
+                self.best_weights[name] = {
+                    key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()
+                }
+
+
+def mixed_cross_entropy(
+    logits: torch.Tensor, label_a: torch.Tensor, label_b: torch.Tensor, lam: torch.Tensor
+) -> torch.Tensor:
+    """Mean over the batch of lam * CE(label_a) + (1 - lam) * CE(label_b).
+
+    Args:
+        logits: [B, C] float32. label_a, label_b: [B] int64. lam: [B] float32.
+    """
+    own = F.cross_entropy(logits, label_a, reduction="none")
+    other = F.cross_entropy(logits, label_b, reduction="none")
+    return (lam * own + (1 - lam) * other).mean()
+
+
+def _split_row(split: str, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> EpochRow:
+    """Mean loss, top-1 and top-5 (ties count against the label) of one evaluated split."""
+    scores = logits.astype(np.float64)
+    top = scores.max(axis=1)
+    own = scores[np.arange(len(labels)), labels]
+    loss = top + np.log(np.exp(scores - top[:, None]).sum(axis=1)) - own
+    rank = (scores > own[:, None]).sum(axis=1) + (scores == own[:, None]).sum(axis=1)
+    return {
+        "split": split,
+        "num_images": len(labels),
+        "loss_nats": float(loss.mean()),
+        "top1": float((scores.argmax(axis=1) == labels).mean()),
+        "top5": float((rank <= 5).mean()),
+    }

@@ -1,0 +1,182 @@
+"""A finished run as the tables of the results store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datasets.store import Dataset
+from datasets.subset import RunRows
+from trainable import metrics, schemas
+from trainable.loop import Position
+from trainable.spec import EvalName, RunSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptInfo:
+    """The attempt that finished the run."""
+
+    attempt_id: str
+    number: int
+    """1 for the first attempt at this run."""
+    history: Sequence[str]
+    """Ids of the attempts before, oldest first."""
+    started_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """All that is recorded of a run."""
+
+    spec: RunSpec
+    stores: Dataset
+    rows: RunRows
+    position: Position
+    logits: dict[EvalName, NDArray[np.float32]]
+    """Of the test split, [N, C] float32, by evaluation name."""
+    num_parameters: int
+    weights_report: dict[str, Any]
+    numerics: dict[str, Any]
+    numerics_changed: bool
+    host: dict[str, Any]
+    peak_memory_bytes: int
+
+
+def build_tables(result: RunResult, attempt: AttemptInfo) -> dict[str, pa.Table]:
+    """The tables of `schemas.SCHEMAS`, by name."""
+    key = {"run_id": result.spec.run_id, "attempt_id": attempt.attempt_id}
+    ended_at = datetime.now(UTC)
+    arrays = {
+        name: metrics.predictions(logits, result.rows.test.labels, result.rows.classes)
+        for name, logits in result.logits.items()
+    }
+    return {
+        "trials": _rows("trials", [{**key, **_trial(result, attempt, arrays), "ended_at": ended_at}]),
+        "epochs": _rows("epochs", [{**key, **_parsed(row)} for row in result.position.rows]),
+        "predictions": pa.concat_tables([_predictions(result, key, name, found) for name, found in arrays.items()]),
+        "logits": pa.concat_tables([_logits(result, key, name) for name in result.logits]),
+        "provenance": _rows("provenance", [{**key, **_provenance(result, attempt), "ended_at": ended_at}]),
+    }
+
+
+def _rows(table: str, rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=schemas.SCHEMAS[table])
+
+
+def _parsed(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "ended_at": datetime.fromisoformat(row["ended_at"])}
+
+
+def _trial(result: RunResult, attempt: AttemptInfo, arrays: dict[EvalName, metrics.Arrays]) -> dict[str, Any]:
+    spec, position = result.spec, result.position
+    manifest = result.stores.manifest
+    last = position.rows[-1]
+    train_rows = [row for row in position.rows if row["split"] == "train"]
+    train_s = sum(row["train_s"] for row in train_rows)
+    trial: dict[str, Any] = {
+        "dataset": spec.data.dataset,
+        "dataset_published": manifest.published,
+        "content_sha256": spec.data.content_sha256,
+        "classes": result.rows.classes.tolist(),
+        "image_size": spec.data.image_size,
+        "num_classes": len(result.rows.classes),
+        "num_train": len(result.rows.train.index),
+        "num_val": len(result.rows.val.index) if result.rows.val else 0,
+        "num_test": len(result.rows.test.index),
+        "limit_train": spec.data.limit_train,
+        "limit_eval": spec.data.limit_eval,
+        "val_fraction": spec.data.val_fraction,
+        "model": spec.model.name,
+        "num_parameters": result.num_parameters,
+        "init_kind": spec.init.kind,
+        "init_source": spec.init.source,
+        "init_sha256": spec.init.sha256,
+        "mix": spec.augment.mix,
+        "mix_alpha": spec.augment.mix_alpha,
+        "mix_prob": spec.augment.mix_prob,
+        "mix_scope": spec.augment.mix_scope,
+        "pad_crop": spec.augment.pad_crop,
+        "train_crop": spec.augment.train_crop,
+        "hflip_prob": spec.augment.hflip_prob,
+        "normalize": spec.augment.normalize,
+        "optimizer": spec.optim.name,
+        "lr": spec.optim.lr,
+        "weight_decay": spec.optim.weight_decay,
+        "schedule": spec.optim.schedule,
+        "precision": spec.optim.precision,
+        "batch_size": spec.budget.batch_size,
+        "steps": position.step,
+        "epochs": last["epoch"],
+        "seed": spec.seed,
+        "spec_version": spec.version,
+        "train_s": train_s,
+        "evaluate_s": position.evaluate_s,
+        "data_wait_s": sum(row["data_wait_s"] for row in train_rows),
+        "train_images_per_s": sum(row["num_images"] for row in train_rows) / train_s if train_s else None,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "attempt_number": attempt.number,
+        "attempt_numerics_changed": result.numerics_changed,
+    }
+    for name, found in arrays.items():
+        at = {"eval_index": last["eval_index"], "step": last["step"]} if name == "final" else position.best[name]
+        trial[f"{name}_eval_index"], trial[f"{name}_step"] = at["eval_index"], at["step"]
+        for metric, value in metrics.summarise(found, result.rows.classes).items():
+            trial[f"{name}_{metric}"] = value
+    return trial
+
+
+def _predictions(result: RunResult, key: dict[str, str], name: EvalName, arrays: metrics.Arrays) -> pa.Table:
+    columns = _keyed(result, key, name)
+    for column, values in arrays.items():
+        columns[column] = _top(values) if column in ("top5_idx", "top5_p") else pa.array(values)
+    schema = schemas.PREDICTIONS
+    return pa.table({field.name: columns[field.name] for field in schema}).cast(schema)
+
+
+def _logits(result: RunResult, key: dict[str, str], name: EvalName) -> pa.Table:
+    limit = np.finfo(np.float16).max
+    logits = np.clip(result.logits[name], -limit, limit).astype(np.float16)
+    offsets = np.arange(len(logits) + 1, dtype=np.int32) * logits.shape[1]
+    columns = _keyed(result, key, name)
+    columns["logits"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(logits.reshape(-1)))
+    return pa.table({field.name: columns[field.name] for field in schemas.LOGITS}).cast(schemas.LOGITS)
+
+
+def _keyed(result: RunResult, key: dict[str, str], name: EvalName) -> dict[str, pa.Array]:
+    index = result.rows.test.index
+    constant = {**key, "dataset": result.spec.data.dataset, "eval_name": name}
+    columns = {column: pa.array([value] * len(index), pa.string()) for column, value in constant.items()}
+    for column in ("dataset", "eval_name"):
+        columns[column] = columns[column].dictionary_encode()
+    columns["sample_id"] = pa.array(index, pa.int32())
+    return columns
+
+
+def _top(values: NDArray[Any]) -> pa.Array:
+    """[N, k] as a fixed list of TOP; null beyond the last class."""
+    whole = np.zeros((len(values), metrics.TOP), values.dtype)
+    mask = np.ones_like(whole, dtype=bool)
+    whole[:, : values.shape[1]] = values
+    mask[:, : values.shape[1]] = False
+    return pa.FixedSizeListArray.from_arrays(pa.array(whole.reshape(-1), mask=mask.reshape(-1)), metrics.TOP)
+
+
+def _provenance(result: RunResult, attempt: AttemptInfo) -> dict[str, Any]:
+    manifest = result.stores.manifest
+    return {
+        "spec_json": result.spec.canonical(),
+        "numerics_json": json.dumps(result.numerics, sort_keys=True),
+        "weights_report_json": json.dumps(result.weights_report, sort_keys=True),
+        "data_source": manifest.source,
+        "data_source_sha256": manifest.source_sha256,
+        **result.host,
+        "attempt_history_json": json.dumps(list(attempt.history)),
+        "started_at": attempt.started_at,
+    }

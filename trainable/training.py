@@ -1,0 +1,247 @@
+"""`TrainingRun`: one run in progress, from its opened state to its tables. `run.py` builds or resumes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from datasets.loader import Loader
+from datasets.store import Dataset
+from datasets.subset import RunRows
+from trainable import provenance
+from trainable.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    RunFolder,
+    model_state,
+    pack_optimizer,
+    unpack_optimizer,
+)
+from trainable.evaluate import Pass
+from trainable.loop import EpochRow, Position, TrainingLoop
+from trainable.optim import build_optimizer
+from trainable.spec import EvalName, ExecSpec, RunSpec
+from trainable.surgery import LoadReport, State
+from trainable.tables import AttemptInfo, RunResult, build_tables
+
+
+class TrainingRun:
+    """A run in progress. Built by `open_run`."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        exec_spec: ExecSpec,
+        folder: RunFolder,
+        stores: Dataset,
+        rows: RunRows,
+        model: nn.Module,
+        device: torch.device,
+        position: Position,
+        report: LoadReport,
+        notes: list[str],
+    ) -> None:
+        self.spec, self.exec_spec, self.folder, self.stores, self.rows = spec, exec_spec, folder, stores, rows
+        self.notes = notes
+        """What a person should know about how this run was opened."""
+        self.report: dict[str, Any] = report.as_dict()
+        self.numerics = provenance.numerics(device, exec_spec.cpu_threads)
+        self.numerics_changed = False
+        """Whether any part of the run was computed under another numerics fingerprint."""
+        self.done = False
+        evaluated = {"test": (stores.test, rows.test)}
+        if rows.val is not None:
+            evaluated["val"] = (stores.train, rows.val)
+        size = spec.evaluate.batch_size
+        pin = device.type == "cuda"
+        self.loop = TrainingLoop(
+            spec=spec,
+            model=model,
+            optimizer=build_optimizer(spec.optim, model),
+            train=Loader(
+                stores.train,
+                rows.train,
+                spec.augment,
+                batch_size=spec.budget.batch_size,
+                seed=spec.seed,
+                train=True,
+                pin=pin,
+            ),
+            evaluated={
+                split: Loader(store, chosen, spec.augment, batch_size=size, seed=spec.seed, train=False, pin=pin)
+                for split, (store, chosen) in evaluated.items()
+            },
+            labels={split: chosen.labels for split, (_, chosen) in evaluated.items()},
+            device=device,
+            position=position,
+        )
+        self._logits: dict[EvalName, NDArray[np.float32]] = {}
+        self._work = self._whole()
+        self._saved_s = time.monotonic()
+        self._complete = False
+
+    @property
+    def position(self) -> Position:
+        """How far the run has come."""
+        return self.loop.position
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimiser steps that are done, in [0, 1]."""
+        return self.position.step / self.loop.total
+
+    def advance(self, seconds: float = float("inf")) -> list[EpochRow]:
+        """Trains to the next evaluation, the end, or until `seconds` have passed; saves when it is time.
+
+        Returns:
+            The rows of the evaluation that was made, or none.
+
+        Raises:
+            NonFiniteLoss: training diverged.
+            StorageError: a checkpoint cannot be written.
+        """
+        deadline = time.monotonic() + seconds
+        for rows in self._work:
+            now = time.monotonic()
+            if now - self._saved_s >= self.exec_spec.save_every_s:
+                self.save()
+            if rows or now >= deadline:
+                break
+        else:
+            self.done = True
+            return []
+        if not rows:
+            self.loop.collect()
+        return rows
+
+    def save(self) -> None:
+        """Writes a checkpoint from which the run continues to the very same bits.
+
+        Raises:
+            NonFiniteLoss: there is nothing worth saving any more.
+            StorageError: cannot be written; the former checkpoint is intact.
+        """
+        if self._complete:
+            return
+        self.loop.collect()
+        tensors = {f"model.{name}": value for name, value in self.loop.model.state_dict().items()}
+        optimizer, optimizer_meta = pack_optimizer(self.loop.optimizer)
+        tensors |= optimizer
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.loop.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.loop.device)
+        self._write(tensors, {"optimizer": optimizer_meta, "loader": self.loop.train.state_dict(), "complete": False})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Puts the tensors, the loader and torch's generator back to where `save` found them."""
+        meta = checkpoint.meta
+        self.report = meta["weights_report"]
+        self.numerics_changed = meta["numerics_changed"] or meta["numerics"] != self.numerics
+        if meta["numerics"] != self.numerics:
+            differing = [key for key in self.numerics if self.numerics[key] != meta["numerics"].get(key)]
+            self.notes.append(f"resumed under other numerics ({', '.join(differing)}): bits may differ; it is marked")
+        self.loop.model.load_state_dict(model_state(checkpoint))
+        if meta["complete"]:
+            self._complete = True
+            return
+        self.loop.train.load_state_dict(meta["loader"])
+        unpack_optimizer(self.loop.optimizer, checkpoint.tensors, meta["optimizer"])
+        torch.set_rng_state(checkpoint.tensors["rng.cpu"])
+        if self.loop.device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
+            torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], self.loop.device)
+
+    def finish(self, attempt: AttemptInfo) -> dict[str, pa.Table]:
+        """The run's tables, for `records.commit_run`.
+
+        Raises:
+            RuntimeError: called before `done`.
+        """
+        if not self.done:
+            raise RuntimeError("finish() before the run is done; call advance() until done")
+        result = RunResult(
+            spec=self.spec,
+            stores=self.stores,
+            rows=self.rows,
+            position=self.position,
+            logits=self._logits,
+            num_parameters=sum(parameter.numel() for parameter in self.loop.model.parameters()),
+            weights_report=self.report,
+            numerics=self.numerics,
+            numerics_changed=self.numerics_changed,
+            host=provenance.describe(self.loop.device),
+            peak_memory_bytes=provenance.peak_memory_bytes(self.loop.device),
+        )
+        return build_tables(result, attempt)
+
+    def close(self) -> None:
+        """Stops the loaders' threads. What was not saved is lost."""
+        self._work.close()
+        self.loop.train.close()
+        for loader in self.loop.evaluated.values():
+            loader.close()
+
+    def _whole(self) -> Generator[list[EpochRow], None, None]:
+        """Training, then the predictions of every evaluation by name; pauses wherever the loop does."""
+        yield from self.loop.run()
+        yield from self._predict("final")
+        if not self._complete:  # from here on the model holds other weights than the last step's
+            tensors = {f"model.{name}": value for name, value in self.loop.model.state_dict().items()}
+            self._write(tensors, {"complete": True})
+            self._complete = True
+        for name in self.spec.evaluate.select:
+            yield from self._predict(name)
+
+    def _predict(self, name: EvalName) -> Generator[list[EpochRow], None, None]:
+        loop = self.loop
+        if name == "final" and loop.final_logits is not None:
+            self._logits[name] = loop.final_logits
+            return
+        if name != "final":
+            best = self.position.best[name]
+            if best["step"] == loop.total:
+                self._logits[name] = self._logits["final"]
+                return
+            loop.model.load_state_dict(model_state(self.folder.load(name)))
+        began = time.perf_counter()
+        one = Pass(loop.model, loop.evaluated["test"], loop.device, self.spec)
+        for _ in one:
+            yield []
+        self._logits[name] = one.logits()
+        self.position.evaluate_s += time.perf_counter() - began
+        self._check_against_curve(name)
+
+    def _check_against_curve(self, name: EvalName) -> None:
+        """The stored predictions must give the top-1 that was seen at that step, or the kept weights are not those."""
+        step = self.loop.total if name == "final" else self.position.best[name]["step"]
+        seen = next(row["top1"] for row in self.position.rows if row["step"] == step and row["split"] == "test")
+        found = float((self._logits[name].argmax(axis=1) == self.rows.test.labels).mean())
+        if found != seen and not self.numerics_changed:
+            raise CheckpointError(
+                f"{self.folder.path('checkpoint')}: the weights kept as {name} give top-1 {found:.4f} on the test "
+                f"split, {seen:.4f} was seen at step {step}; remove the folder and run again"
+            )
+
+    def _write(self, tensors: State, meta: dict[str, Any]) -> None:
+        position = self.position
+        self.folder.save(
+            tensors,
+            {
+                **meta,
+                "position": position.as_dict(),
+                "step": position.step,
+                "num_classes": len(self.rows.classes),
+                "numerics": self.numerics,
+                "numerics_changed": self.numerics_changed,
+                "weights_report": self.report,
+            },
+            self.loop.best_weights,
+        )
+        self.loop.best_weights = {}
+        self._saved_s = time.monotonic()
