@@ -227,11 +227,9 @@ def _number(value: float | None) -> str:
 def to_markdown(frame: Frame) -> str:
     """GitHub's Markdown."""
     aligned = [":--" if i < frame.left or column == "notes" else "--:" for i, column in enumerate(frame.columns)]
-    lines = [f"### {frame.title}", ""]
-    lines += [f"**{note}**" if note.isupper() or note.startswith("SHORT") else note for note in frame.notes[:1]]
     table = [frame.columns, tuple(aligned), *frame.rows]
     body = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table]
-    return "\n".join([*lines[:2], *body, "", *(f"- {note}" for note in frame.notes), ""])
+    return "\n".join([f"### {frame.title}", "", *body, "", *(f"- {note}" for note in frame.notes), ""])
 
 
 def to_csv(frame: Frame) -> str:

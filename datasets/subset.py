@@ -58,7 +58,7 @@ def select_rows(spec: DataSpec, data: Dataset) -> RunRows:
     """Applies classes, hold-out and limits, in this order.
 
     Raises:
-        DataError: a class that the data lack, a hold-out or limit that leaves a class without training images.
+        DataError: a class that the data lack, a hold-out of no image, a limit above the number of images.
     """
     known = len(data.manifest.classes)
     keep = np.arange(known, dtype=np.int16) if spec.classes is None else np.array(spec.classes, np.int16)

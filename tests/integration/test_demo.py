@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_progress_is_told_throughout(demo: Any) -> None:
     assert sum(": started" in line for line in lines) == sum(": done in" in line for line in lines) == 14
     clocks = [re.match(r"\[ *(\d+):(\d\d)\] ", line) for line in lines]
     seconds = [60 * int(clock[1]) + int(clock[2]) for clock in clocks if clock]
-    assert max(later - earlier for earlier, later in zip(seconds, seconds[1:], strict=False)) <= 30
+    assert max(later - earlier for earlier, later in itertools.pairwise(seconds)) <= 30
     assert "(14 of 14 done, 100 % of the work)" in demo.done.stdout
     assert demo.done.stderr.strip() == ""
 
