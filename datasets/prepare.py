@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datasets.download import download
+from datasets.durable import sync_file, sync_folder
 from datasets.published import PUBLISHED
 from datasets.source_types import Source, SplitSource
 from datasets.sources import open_source
@@ -92,7 +93,7 @@ def _rename(staging: Path, target: Path) -> None:
     if target.exists():
         target.rename(old)
     staging.rename(target)
-    _sync(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -144,11 +145,11 @@ def _write(name: str, source: Source, path: Path | None, staging: Path, console:
     if train.image_size != test.image_size:
         raise DataError(f"{path}: train images are {train.image_size} pixels wide, test images {test.image_size}")
     for manifest in manifests:
-        with (staging / manifest.split / "manifest.json").open("w") as file:
-            file.write(manifest.model_dump_json(indent=1))
-            _flush(file.fileno(), file.flush)
-        _sync(staging / manifest.split)
-    _sync(staging)
+        with (staging / manifest.split / "manifest.json").open("wb") as file:
+            file.write(manifest.model_dump_json(indent=1).encode())
+            sync_file(file)
+        sync_folder(staging / manifest.split)
+    sync_folder(staging)
     return manifests[0]
 
 
@@ -172,12 +173,12 @@ def _write_split(folder: Path, split: SplitSource, what: str, console: Console) 
             for channel in range(3):
                 histogram[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
             progress.advance(task, len(block))
-        _flush(file.fileno(), file.flush)
+        sync_file(file)
     labels = split.labels.astype("<i2")
     with (folder / "labels.npy").open("wb") as file:
         _write_header(file, np.int16, (total,))
         file.write(labels.tobytes())
-        _flush(file.fileno(), file.flush)
+        sync_file(file)
     return _Written(
         num_images=total,
         image_size=side,
@@ -254,19 +255,6 @@ def _no_room_is_told(data_path: Path) -> Iterator[None]:
             f"--data {data_path}: cannot write there ({os.strerror(error.errno or 0)}; {free:,} bytes free). "
             "Nothing half-written is left; make room or choose another --data DIR"
         ) from None
-
-
-def _flush(descriptor: int, flush: object) -> None:
-    flush()  # type: ignore[operator]
-    os.fsync(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def describe(data: Dataset) -> str:

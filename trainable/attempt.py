@@ -19,7 +19,7 @@ from trainable import records
 from trainable.checkpoint import RunFolder
 from trainable.dims import publish_dims
 from trainable.loop import EpochRow
-from trainable.run import open_run
+from trainable.opening import open_run
 from trainable.spec import ExecSpec, RunSpec
 from trainable.storage import Storage
 from trainable.tables import AttemptInfo

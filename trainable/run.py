@@ -1,157 +1,26 @@
-"""One run, without Ray: build it or resume it, advance it, turn it into tables. Also the command for one row.
+"""The command for one row, without Ray.
 
     python -m trainable.run --grid paper --label Exp-2
 
-Device, clock, threads and torch's global generator are touched here and nowhere below.
+In Python, `open_run` is the way in.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from datasets.plan import Purpose, generator
-from datasets.store import Dataset
-from datasets.subset import RunRows, select_rows
-from trainable.checkpoint import Checkpoint, CheckpointError, RunFolder, model_state
-from trainable.loop import EpochRow, Position
-from trainable.models import build_model
+from trainable.attempt import Attempt, RunFailed, RunLocked
+from trainable.loop import EpochRow
+from trainable.opening import SpecError, open_run
 from trainable.spec import ExecSpec, RunSpec
 from trainable.storage import Storage, StorageError
-from trainable.surgery import LoadReport, WeightsError, load_weights
-from trainable.training import TrainingRun
-from trainable.weights import find_weights
 
-
-class SpecError(Exception):
-    """A spec cannot run on these data; the message names the field and the mend."""
-
-
-def open_run(
-    spec: RunSpec, exec_spec: ExecSpec, folder: RunFolder, stores: Dataset, parent_folder: RunFolder | None = None
-) -> TrainingRun:
-    """Builds a run, or resumes it from its folder.
-
-    Weights come from the first of: the run's own last checkpoint, its parent, its file or hub tag, scratch.
-
-    Raises:
-        SpecError: the spec cannot run on these data.
-        MissingWeights, WeightsError: initial weights cannot be had or do not fit.
-        CheckpointError: the parent's checkpoint is damaged or absent. (The run's own damaged checkpoint is set aside
-            and the run begins anew, which gives the same bits.)
-    """
-    if (reason := spec.unresolved()) is not None:
-        raise SpecError(f"{reason}; a spec must be resolved before it can run")
-    rows = select_rows(spec.data, stores)
-    _check(spec, stores, rows)
-    device = _device(exec_spec)
-    _set_up_torch(exec_spec, device)
-
-    torch.manual_seed(_torch_seed(spec, Purpose.MODEL_INIT))
-    model = build_model(spec.model.name, len(rows.classes), stores.manifest.image_size)
-    _check_batches(spec, model, len(rows.train.index))
-    own, notes = _own_checkpoint(folder)
-    report = LoadReport() if own else _initialise(spec, exec_spec, model, parent_folder)
-    model.to(device)
-    torch.manual_seed(_torch_seed(spec, Purpose.MODEL_TRAIN))
-    position = Position.from_dict(own.meta["position"]) if own else Position()
-    run = TrainingRun(spec, exec_spec, folder, stores, rows, model, device, position, report, notes)
-    if own:
-        run.restore(own)
-    return run
-
-
-def _own_checkpoint(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
-    """The run's last checkpoint; a damaged one is set aside, since beginning anew gives the same bits."""
-    last = folder.path("checkpoint/last/state.safetensors")
-    if not folder.storage.exists(last):
-        return None, []
-    try:
-        checkpoint = folder.load("last")
-        for name in checkpoint.meta["position"]["best"]:
-            folder.load(name)
-    except (FileNotFoundError, CheckpointError) as error:
-        aside = folder.path(f"damaged/{int(time.time() * 1000)}.safetensors")
-        folder.storage.put(aside, folder.storage.read(last))
-        folder.storage.delete(last)
-        return None, [f"{error}; set aside as {aside}, the run begins anew"]
-    return checkpoint, []
-
-
-def _initialise(spec: RunSpec, exec_spec: ExecSpec, model: nn.Module, parent_folder: RunFolder | None) -> LoadReport:
-    """Initial weights of a run that has no checkpoint of its own."""
-    init = spec.init
-    if init.kind == "scratch":
-        return LoadReport(new=tuple(sorted(model.state_dict())))
-    if init.kind == "parent":
-        assert parent_folder is not None and init.checkpoint is not None, "the caller opens the parent's folder"
-        try:
-            parent = parent_folder.load(init.checkpoint)
-        except FileNotFoundError as error:
-            raise WeightsError(
-                f"init.source: parent run {init.source} has no checkpoint {init.checkpoint} ({error}); run the parent"
-            ) from None
-        return load_weights(model, model_state(parent), init.surgery, f"parent run {init.source}")
-    folder = Path(exec_spec.weights_path) if exec_spec.weights_path else None
-    weights = find_weights(init, folder, download=True)
-    return load_weights(model, weights.state, init.surgery, str(weights.path))
-
-
-def _check(spec: RunSpec, stores: Dataset, rows: RunRows) -> None:
-    manifest = stores.manifest
-    if manifest.content_sha256 != spec.data.content_sha256:
-        raise SpecError(
-            f"data.content_sha256: the run was planned for {str(spec.data.content_sha256)[:16]}, the prepared "
-            f"{manifest.dataset} is {manifest.content_sha256[:16]}; plan anew, or prepare the former data again"
-        )
-    if manifest.image_size != spec.data.image_size:
-        raise SpecError(
-            f"data.image_size: {spec.data.image_size} pixels, but {manifest.dataset} is prepared at "
-            f"{manifest.image_size}; set data.image_size to that"
-        )
-    if len(rows.test.index) == 0 or len(rows.train.index) == 0:
-        raise SpecError("data.classes: leaves no images to train or test on")
-
-
-def _check_batches(spec: RunSpec, model: nn.Module, num_train: int) -> None:
-    """BatchNorm cannot train on a batch of one image whose last feature map is one pixel: say so before it does."""
-    last = num_train % spec.budget.batch_size or min(num_train, spec.budget.batch_size)
-    if last == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        raise SpecError(
-            f"budget.batch_size: {num_train} images in batches of {spec.budget.batch_size} leave a last batch of one "
-            f"image, on which {spec.model.name}'s BatchNorm cannot train; change batch_size or data.limit_train by one"
-        )
-
-
-def _device(exec_spec: ExecSpec) -> torch.device:
-    if exec_spec.device == "cuda" and not torch.cuda.is_available():
-        raise SpecError("device: cuda was asked for, but torch sees no CUDA device here; use cpu or auto")
-    wanted = "cuda" if exec_spec.device == "auto" and torch.cuda.is_available() else exec_spec.device
-    return torch.device("cpu" if wanted == "auto" else wanted)
-
-
-def _set_up_torch(exec_spec: ExecSpec, device: torch.device) -> None:
-    """Threads, determinism and, on a shared card, the cap on its memory."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
-    torch.set_num_threads(exec_spec.cpu_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = False
-        if 0 < exec_spec.gpu_fraction < 1:
-            torch.cuda.set_per_process_memory_fraction(exec_spec.gpu_fraction, device)
-
-
-def _torch_seed(spec: RunSpec, purpose: Purpose) -> int:
-    return int(generator(spec.seed, purpose).integers(2**63))
+__all__ = ["SpecError", "open_run"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,8 +47,6 @@ def main(argv: list[str] | None = None) -> int:
     planned = _planned_rows(options, passed)
     if planned is None:
         return 2
-    from trainable.attempt import Attempt, RunFailed, RunLocked  # it builds on this module
-
     exec_spec = ExecSpec(
         device=options.device,
         data_path=str(options.data),

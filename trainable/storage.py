@@ -16,6 +16,8 @@ from pathlib import Path
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, SubTreeFileSystem
 
+from datasets.durable import sync_file, sync_folder
+
 
 class StorageError(Exception):
     """The results root cannot be used; the message names it and the mend."""
@@ -127,13 +129,12 @@ class Storage:
         try:
             with temporary.open("xb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
             if replace:
                 temporary.replace(target)
             else:
                 _link(temporary, target)
-            _sync(target.parent)
+            sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -155,11 +156,3 @@ def _link(temporary: Path, target: Path) -> None:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
             raise
         temporary.replace(target)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

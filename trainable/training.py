@@ -1,4 +1,4 @@
-"""`TrainingRun`: one run in progress, from its opened state to its tables. `run.py` builds or resumes it."""
+"""`TrainingRun`: one run in progress, from its opened state to its tables. `opening.py` builds or resumes it."""
 
 from __future__ import annotations
 

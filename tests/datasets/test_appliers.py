@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from toy import augment
 
 from datasets import cpu, reference
 from datasets.plan import BatchPlan, draw_plan
-from datasets.spec import AugmentSpec
 from datasets.store import Dataset
 
 Applier = Callable[[NDArray[np.uint8], BatchPlan, NDArray[np.float32]], NDArray[np.float32]]
@@ -25,21 +25,6 @@ def fused(images: NDArray[np.uint8], plan: BatchPlan, table: NDArray[np.float32]
 
 
 APPLIERS = {"reference": reference.apply_plan, "cpu": fused}
-
-
-def spec(**changes: object) -> AugmentSpec:
-    values = {
-        "pad_crop": 0,
-        "hflip_prob": 0.0,
-        "train_crop": None,
-        "mix": "none",
-        "mix_alpha": None,
-        "mix_prob": 1.0,
-        "mix_scope": "batch",
-        "mix_partner": "permutation",
-        "normalize": "dataset",
-    }
-    return AugmentSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +43,19 @@ class TestContract:
         self, name: str, images: NDArray[np.uint8], table: NDArray[np.float32]
     ) -> None:
         rows = np.array([3, 1, 39], np.int32)
-        out = APPLIERS[name](images, draw_plan(spec(), 1, 0, 0, rows, 12), table)
+        out = APPLIERS[name](images, draw_plan(augment(), 1, 0, 0, rows, 12), table)
         expected = np.stack([table[c][images[rows][..., c]] for c in range(3)], axis=1)
         assert (out == expected).all()
 
     def test_flip_mirrors_columns(self, name: str, images: NDArray[np.uint8], table: NDArray[np.float32]) -> None:
         rows = np.arange(4, dtype=np.int32)
-        plain = APPLIERS[name](images, draw_plan(spec(), 1, 0, 0, rows, 12), table)
-        flipped = APPLIERS[name](images, draw_plan(spec(hflip_prob=1.0), 1, 0, 0, rows, 12), table)
+        plain = APPLIERS[name](images, draw_plan(augment(), 1, 0, 0, rows, 12), table)
+        flipped = APPLIERS[name](images, draw_plan(augment(hflip_prob=1.0), 1, 0, 0, rows, 12), table)
         assert (flipped == plain[..., ::-1]).all()
 
     def test_padding_is_black(self, name: str, images: NDArray[np.uint8], table: NDArray[np.float32]) -> None:
         rows = np.arange(16, dtype=np.int32)
-        plan = draw_plan(spec(pad_crop=3), 1, 0, 0, rows, 12)
+        plan = draw_plan(augment(pad_crop=3), 1, 0, 0, rows, 12)
         out = APPLIERS[name](images, plan, table)
         padded = np.pad(images[rows], ((0, 0), (3, 3), (3, 3), (0, 0)))
         for i in range(16):
@@ -82,8 +67,8 @@ class TestContract:
         self, name: str, images: NDArray[np.uint8], table: NDArray[np.float32]
     ) -> None:
         rows = np.arange(8, dtype=np.int32)
-        plan = draw_plan(spec(mix="mixup", mix_alpha=1.0), 1, 0, 0, rows, 12)
-        plain = APPLIERS[name](images, draw_plan(spec(), 1, 0, 0, rows, 12), table)
+        plan = draw_plan(augment(mix="mixup", mix_alpha=1.0), 1, 0, 0, rows, 12)
+        plain = APPLIERS[name](images, draw_plan(augment(), 1, 0, 0, rows, 12), table)
         lam = plan.lam[0]
         assert (APPLIERS[name](images, plan, table) == lam * plain + (1 - lam) * plain[plan.partner]).all()
 
@@ -91,8 +76,8 @@ class TestContract:
         self, name: str, images: NDArray[np.uint8], table: NDArray[np.float32]
     ) -> None:
         rows = np.arange(8, dtype=np.int32)
-        plan = draw_plan(spec(mix="cutmix", mix_alpha=1.0), 3, 0, 1, rows, 12)
-        plain = APPLIERS[name](images, draw_plan(spec(), 1, 0, 0, rows, 12), table)
+        plan = draw_plan(augment(mix="cutmix", mix_alpha=1.0), 3, 0, 1, rows, 12)
+        plain = APPLIERS[name](images, draw_plan(augment(), 1, 0, 0, rows, 12), table)
         top, left, bottom, right = plan.mix_box[0]
         assert bottom > top and right > left
         expected = plain.copy()
@@ -119,7 +104,7 @@ def test_the_fast_path_equals_the_reference_to_the_bit(
     images: NDArray[np.uint8],
     table: NDArray[np.float32],
 ) -> None:
-    augment = spec(
+    spec = augment(
         mix=mix,
         mix_alpha=None if mix == "none" else 0.7,
         mix_scope=scope,
@@ -131,14 +116,14 @@ def test_the_fast_path_equals_the_reference_to_the_bit(
     )
     rows = np.random.default_rng(2).integers(0, 40, 9).astype(np.int32)
     for batch in range(3):
-        plan = draw_plan(augment, 7, 1, batch, rows, 12)
+        plan = draw_plan(spec, 7, 1, batch, rows, 12)
         assert (fused(images, plan, table) == reference.apply_plan(images, plan, table)).all()
 
 
 def test_normalisation_is_by_the_datas_own_statistics(toy: Dataset) -> None:
     rows = np.arange(len(toy.train.labels), dtype=np.int32)
     out = fused(
-        toy.train.images, draw_plan(spec(), 1, 0, 0, rows, 8), cpu.normalize_table("dataset", toy.train.manifest)
+        toy.train.images, draw_plan(augment(), 1, 0, 0, rows, 8), cpu.normalize_table("dataset", toy.train.manifest)
     )
     assert np.abs(out.mean(axis=(0, 2, 3))).max() < 1e-4
     assert np.abs(out.std(axis=(0, 2, 3)) - 1).max() < 1e-4
@@ -167,7 +152,7 @@ def test_mixing_agrees_with_timm_in_distribution(mix: str) -> None:
     ours, pasted = [], []
     for batch in range(batches):
         plan = draw_plan(
-            spec(mix=mix, mix_alpha=1.0, mix_partner="reverse"), 11, 0, batch, np.arange(num, dtype=np.int32), size
+            augment(mix=mix, mix_alpha=1.0, mix_partner="reverse"), 11, 0, batch, np.arange(num, dtype=np.int32), size
         )
         out = fused(images, plan, identity)
         ours.append(float(plan.lam[0]))

@@ -7,25 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from toy import augment
 
 from datasets.plan import Purpose, draw_plan, epoch_order, generator
-from datasets.spec import AugmentSpec
-
-PLAIN = {
-    "pad_crop": 0,
-    "hflip_prob": 0.0,
-    "train_crop": None,
-    "mix": "none",
-    "mix_alpha": None,
-    "mix_prob": 1.0,
-    "mix_scope": "batch",
-    "mix_partner": "permutation",
-    "normalize": "dataset",
-}
-
-
-def augment(**changes: object) -> AugmentSpec:
-    return AugmentSpec(**{**PLAIN, **changes})  # type: ignore[arg-type]
 
 
 def index(num: int) -> np.ndarray:

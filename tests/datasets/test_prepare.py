@@ -6,10 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from processes import command, run, start, wait_for
 from rich.console import Console
 from toy import write_image_folder
@@ -120,14 +120,19 @@ def test_real_tiny_imagenet_subset_is_marked(shared: Path, tmp_path: Path) -> No
 
 
 def test_two_processes_at_once_do_no_harm(tmp_path: Path) -> None:
+    """Both are held at the lock until both have started, so that they really meet."""
     write_image_folder(tmp_path / "images", train_per_class=300, test_per_class=50, size=32)
     arguments = ("own", "--source", tmp_path / "images", "--data", tmp_path / "data")
-    both = [start("datasets.prepare", *arguments) for _ in range(2)]
+    (tmp_path / "data").mkdir()
+    with FileLock(tmp_path / "data" / ".lock-own"):
+        both = [start("datasets.prepare", *arguments) for _ in range(2)]
+        for process in both:
+            assert process.stdout is not None
+            assert "own: another process is preparing it" in process.stdout.readline()
     shown = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], shown
     assert entries(tmp_path / "data") == ["own"]
     assert len(open_dataset(tmp_path / "data", "own").train.labels) == 900
-    assert any("another process is preparing it" in text for text in shown)
 
 
 def test_a_killed_preparation_is_never_taken_for_whole(tmp_path: Path) -> None:
@@ -135,7 +140,6 @@ def test_a_killed_preparation_is_never_taken_for_whole(tmp_path: Path) -> None:
     arguments = ("own", "--source", tmp_path / "images", "--data", tmp_path / "data")
     process = start("datasets.prepare", *arguments)
     wait_for(lambda: list((tmp_path / "data").glob(".staging-own.*/train")), what="the staging folder")
-    time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     with pytest.raises(DataError, match="own is not prepared"):

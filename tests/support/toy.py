@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datasets.spec import AugmentSpec
 from trainable.spec import ExecSpec, RunSpec
 
 BASE: dict[str, Any] = {
@@ -57,6 +58,12 @@ BASE: dict[str, Any] = {
     "seed": 1,
     "version": 1,
 }
+
+
+def augment(**changes: object) -> AugmentSpec:
+    """The augmentation of BASE (none), with changes."""
+    plain = {key.removeprefix("augment."): value for key, value in BASE.items() if key.startswith("augment.")}
+    return AugmentSpec(**{**plain, **changes})
 
 
 def run_spec(fields: dict[str, Any] | None = None, **top: Any) -> RunSpec:
