@@ -198,10 +198,11 @@ def _legend(results: GridResults, published: bool, selected: list[str]) -> list[
     trials = [run.trial for row in results.rows for run in row.done]
     if not trials:
         return []
-    lines = ["final: after the last step, mean over seeds (± standard deviation)"]
+    several = any(len(row.done) > 1 for row in results.rows)
+    lines = ["final: after the last step" + (", mean over seeds ± standard deviation" if several else "")]
     if any(len(row.done) == 1 for row in results.rows):
         lines.append("95 % CI of one seed: Wilson, for this checkpoint on other images; seed variance unknown")
-    if any(len(row.done) > 1 for row in results.rows):
+    if several:
         lines.append("95 % CI of several seeds: two-way over images and seeds")
     if "best_on_test" in selected:
         lines.append(
@@ -272,12 +273,14 @@ RENDERERS: dict[str, Callable[[Frame], str]] = {"md": to_markdown, "csv": to_csv
 
 def show(frame: Frame, console: Console) -> None:
     """Prints the frame's narrow columns and its notes."""
-    table = Table(title=frame.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for i, column in enumerate(frame.columns):
-        if column in frame.narrow:
-            table.add_column(column, justify="left" if i < frame.left or column == "notes" else "right", no_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    shown = [i for i, name in enumerate(frame.columns) if name in frame.narrow and any(row[i] for row in frame.rows)]
+    for i in shown:
+        left = i < frame.left or frame.columns[i] == "notes"
+        table.add_column(frame.columns[i], justify="left" if left else "right", no_wrap=True)
     for row in frame.rows:
-        table.add_row(*(cell for cell, column in zip(row, frame.columns, strict=True) if column in frame.narrow))
+        table.add_row(*(row[i] for i in shown))
+    console.print(frame.title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for note in frame.notes:
         console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)

@@ -111,5 +111,5 @@ def test_one_row_without_ray_gives_the_same_bits(demo: Any, tmp_path: Path) -> N
     given = ("--grid", "demo", "--label", "resnet-cutmix", "--data", demo.data, "--results", tmp_path / "own")
     done = run("trainable.run", *given)
     assert done.returncode == 0, done.stderr
-    assert "epoch   13.00  step      91  test " in done.stdout and "results in" in done.stdout
+    assert "epoch   15.00  step     135  test " in done.stdout and "results in" in done.stdout
     assert_same_results(demo.storage, Storage(str(tmp_path / "own")), [trials(demo)["resnet-cutmix"]["run_id"]])
