@@ -43,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 when the run is done, 1 when it failed or its parent is missing, 2 for bad input, 130 interrupted."""
-    options, passed = parser().parse_known_args(argv)
+    cli = parser()
+    options, passed = cli.parse_known_args(argv)
+    if options.threads < 1 or not options.save_every > 0:
+        cli.error("--threads must be at least 1 and --save-every more than 0 seconds")
     planned = _planned_rows(options, passed)
     if planned is None:
         return 2

@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
+        _check_numbers(options)
         path = experiment_file(options.experiments)
         if options.list:
             print_list(path, console)
@@ -123,7 +124,7 @@ def _run(
     from tuner import schedule  # Ray takes seconds to import: only where something is to be run
     from tuner.progress import Board
 
-    resources = schedule.Resources(cpus=options.cpus_per_trial, gpu_share=_checked_share(options.gpu_share))
+    resources = schedule.Resources(cpus=options.cpus_per_trial, gpu_share=options.gpu_share)
     exec_spec = ExecSpec(
         device="auto",
         data_path=str(options.data.absolute()),
@@ -203,10 +204,7 @@ def _selection(options: argparse.Namespace) -> Selection:
         ("limit_train", "data.limit_train"),
         ("limit_eval", "data.limit_eval"),
     ):
-        value = getattr(options, option)
-        if value is not None:
-            if value < 1:
-                raise UsageError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+        if (value := getattr(options, option)) is not None:
             fields[field] = value
     return Selection(seeds=_seeds(options.seeds), only=_only(options.only), fields=fields)
 
@@ -233,10 +231,15 @@ def _only(text: str | None) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _checked_share(share: float | None) -> float | None:
-    if share is not None and (share < 0 or (share > 1 and share != int(share))):
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name in ("epochs", "limit_train", "limit_eval", "cpus_per_trial"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if not options.save_every > 0:
+        raise UsageError(f"--save-every {options.save_every:g}: must be more than 0 seconds")
+    share = options.gpu_share
+    if share is not None and not (0 <= share <= 1 or (share > 1 and share.is_integer())):
         raise UsageError(f"--gpu-share {share:g}: give a fraction up to 1 or a whole number; Ray never starts others")
-    return share
 
 
 def _cost(spec: RunSpec, facts: LocalFacts) -> Cost | None:

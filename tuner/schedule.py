@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from tuner.search import RunSearcher
 
 MAX_PROCESS_DEATHS = 3
 REPORT_S = 2.0
+CONNECT_TIMEOUT_S = 10.0
 OBJECT_STORE_BYTES = 128 * 1024**2  # nothing of ours goes through it; Ray would take a third of the memory
 
 
@@ -78,6 +80,7 @@ def connect(address: str | None, resources: Resources) -> str:
         settings |= {"object_store_memory": OBJECT_STORE_BYTES}
     else:
         settings["address"] = address
+        _check_reachable(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         context = ray.init(**settings)
@@ -87,6 +90,24 @@ def connect(address: str | None, resources: Resources) -> str:
             "--head`, or leave --address out to use this machine alone"
         ) from None
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes to reach a machine where nothing listens.
+
+    Raises:
+        ClusterError: nothing listens at host:port.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"--address {address}: nothing listens there ({error.strerror or error}); start a cluster with `ray start "
+            "--head`, or leave --address out to use this machine alone"
+        ) from None
 
 
 def disconnect() -> None:

@@ -101,6 +101,11 @@ def test_longest_first_parents_before_children(
         (["--grid", "demo", "--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--grid", "demo", "--json"], "--json goes with --dry-run"),
         (["--grid", "demo", "--experiments", "none.yaml"], "none.yaml: cannot be read"),
+        (["--grid", "demo", "--cpus-per-trial", "0"], "--cpus-per-trial 0: must be at least 1"),
+        (["--grid", "demo", "--save-every", "0"], "--save-every 0: must be more than 0 seconds"),
+        (["--grid", "demo", "--save-every", "nan"], "--save-every nan: must be more than 0 seconds"),
+        (["--grid", "demo", "--gpu-share", "nan"], "--gpu-share nan: give a fraction up to 1 or a whole number"),
+        (["--grid", "demo", "--address", "127.0.0.1:1"], "--address 127.0.0.1:1: nothing listens there"),
         (["--grid", "demo", "--gpu-share", "1.5"], "--gpu-share 1.5: give a fraction up to 1 or a whole number"),
     ],
 )
