@@ -7,6 +7,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,11 @@ def _read_members(name: str, path: Path, wanted: list[str], folder: str) -> dict
     if path.is_dir():
         home = path / folder if (path / folder).is_dir() else path
         found = {member: (home / member).read_bytes() for member in wanted if (home / member).is_file()}
+    elif zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path}: a zip, but {name} is read from the published python archive (a tar) or its folder {folder}; "
+            "prepare class-per-folder images under a name of your own"
+        )
     else:
         found = {}
         try:

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,14 @@ def test_content_that_does_not_fit_is_said(tmp_path: Path, entries: dict[str, by
     files = {**whole(), "train": python2_pickle(entries)}
     with pytest.raises(DataError, match=message):
         read_cifar("cifar100", archive(tmp_path / "c.tar.gz", files))
+
+
+def test_a_zip_of_images_is_told_where_it_belongs(tmp_path: Path) -> None:
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train/cat/0.png", b"")
+    with pytest.raises(DataError, match=r"images.zip: a zip, but cifar10 is read from .* under a name of your own"):
+        read_cifar("cifar10", path)
 
 
 def test_an_absent_file_is_said(tmp_path: Path) -> None:
