@@ -74,6 +74,14 @@ def test_parts_by_hand() -> None:
     assert found.seeds == {"a": 3} and not found.single_seed
 
 
+def test_image_by_seed_noise_is_counted_once() -> None:
+    cells = simulated(1, 4, 500, 0.2, np.random.default_rng(5))
+    parts = contrast({"0": 1.0}, cells).parts
+    assert parts["residual"] > 0
+    assert parts["total"] == pytest.approx(parts["images"] + parts["seeds"] - parts["residual"], rel=1e-12)
+    assert parts["total"] > max(parts["images"], parts["seeds"])
+
+
 def test_it_covers_what_seeds_alone_and_images_alone_miss() -> None:
     """Three seeds that vary: nominal 95 % intervals over 400 replications."""
     rng = np.random.default_rng(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import traceback
 from collections.abc import Iterator
@@ -55,6 +56,22 @@ def test_labels_belong_to_images(toy: Dataset) -> None:
         assert (label_a.numpy() == toy.train.labels[index.numpy()]).all()
         assert 0 <= float(lam.min()) <= float(lam.max()) <= 1
         assert set(label_b.tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_the_second_label_is_that_of_the_image_mixed_in(toy: Dataset, mix: str) -> None:
+    """Every image of the toy data is made of its own label's value alone, so that pixels tell the labels' shares."""
+    spec = run_spec({"augment.mix": mix, "augment.mix_alpha": 1.0, "augment.normalize": "none"})
+    values = np.array([0, 100, 200], np.uint8)
+    images = np.broadcast_to(values[toy.train.labels][:, None, None, None], toy.train.images.shape)
+    store = dataclasses.replace(toy.train, images=np.ascontiguousarray(images))
+    loader = Loader(store, select_rows(spec.data, toy).train, spec.augment, batch_size=16, seed=3, train=True)
+    mixed = 0
+    for pixels, label_a, label_b, lam, _ in copies(loader):
+        own, other = (torch.from_numpy(values[label.numpy()]) / 255 for label in (label_a, label_b))
+        assert torch.allclose(pixels.mean(dim=(1, 2, 3)), lam * own + (1 - lam) * other, atol=1e-6)
+        mixed += int(((label_a != label_b) & (lam < 1)).sum())
+    assert mixed > 10
 
 
 def test_evaluation_is_in_order_and_plain(toy: Dataset) -> None:

@@ -69,6 +69,16 @@ def test_nothing_stays_in_staging(tmp_path: Path) -> None:
     assert list((tmp_path / "staging").iterdir()) == []
 
 
+def test_of_two_that_publish_at_once_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's file appears after the check: it must not be replaced."""
+    storage = Storage(str(tmp_path))
+    storage.publish("a/y", b"first")
+    monkeypatch.setattr(storage, "exists", lambda path: False)
+    with pytest.raises(FileExistsError):
+        storage.publish("a/y", b"second")
+    assert storage.read("a/y") == b"first"
+
+
 def test_nothing_is_created_before_the_first_write(tmp_path: Path) -> None:
     assert Storage(str(tmp_path / "root")).names("commits") == []
     assert not (tmp_path / "root").exists()
