@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -17,7 +18,7 @@ from toy import exec_spec
 
 from analysis.load import AnalysisError, load_results
 from analysis.stats import contrast, wilson
-from analysis.tables import main, results_frame, to_csv, to_markdown, to_tex
+from analysis.tables import MINUS, main, results_frame, to_csv, to_markdown, to_tex
 from trainable import records
 from trainable.attempt import Attempt, RunFailed
 from trainable.records import RecordError
@@ -138,6 +139,31 @@ def test_published_values_stand_beside_ours(root: Path, tmp_path: Path, data_pat
     assert len(frame.rows) == 24
     assert any("BLOCKED: cifar100 is not prepared" in note for note in frame.notes)
     assert any("its recall and results file say 0.5228" in note for note in frame.notes)
+
+
+def test_the_difference_is_of_the_evaluation_that_was_published(store: Storage) -> None:
+    results = load_results(store, "demo")
+    row = next(row for row in results.rows if row.label == "vit-default")
+    (run,) = row.done
+    best = dataclasses.replace(run.evaluations["best_on_test"], metrics={**run.trial, "top1": 0.75})
+    run = dataclasses.replace(run, evaluations={**run.evaluations, "best_on_test": best})
+    row = dataclasses.replace(row, published={"top1": 0.5}, runs=(run,))
+    for published_eval, expected in (("best_on_test", "+25.00"), (None, None)):
+        frame = results_frame(dataclasses.replace(results, rows=(row,), published_eval=published_eval))
+        cells = dict(zip(frame.columns, frame.rows[0], strict=True))
+        final = 100 * (run.evaluations["final"].metrics["top1"] - 0.5)
+        assert cells["difference"] == (expected or f"{final:+.2f}".replace("-", MINUS))
+
+
+def test_a_row_that_was_changed_since_is_not_shown_with_its_old_run(copy: Storage, root: Path, data_path: Path) -> None:
+    facts = LocalFacts(data_path, None, download=False)
+    grid = load_grid(
+        root / "experiments.yaml", "demo", Selection(only=(("label", "vit-default"),), fields=SHORT), facts
+    )
+    changed = dataclasses.replace(grid.runs[0], run_id="f" * 16)
+    record(dataclasses.replace(grid, runs=(changed,)), copy)
+    row = next(row for row in load_results(copy, "demo").rows if row.label == "vit-default")
+    assert [(run.run_id, run.status) for run in row.runs] == [("f" * 16, "not run")]
 
 
 def test_the_full_variant_comes_first_and_choices_are_listed(copy: Storage, root: Path, data_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not harm.exists()
 
 
+def test_an_array_in_fortran_order_is_refused(tmp_path: Path) -> None:
+    """The byte before the pixels says so; read as it lies, it would be a scrambled image."""
+    content = batch("train").replace(b"K\x00tb\x89T", b"K\x00tb\x88T")
+    with pytest.raises(DataError, match="an array that is not C-ordered uint8"):
+        read_cifar("cifar100", archive(tmp_path / "c.tar.gz", {**whole(), "train": content}))
+
+
 @pytest.mark.parametrize("name", ["numpy.core.multiarray\nscalar", "builtins\neval", "numpy\nload", "numpy\nobject_"])
 def test_other_names_are_refused(tmp_path: Path, name: str) -> None:
     content = b"\x80\x02c" + name.encode() + b"\n."

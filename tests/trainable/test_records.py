@@ -142,6 +142,7 @@ def test_epochs_are_keyed_by_evaluation_and_split(tables: dict[str, pa.Table]) -
     assert frame[["eval_index", "split"]].drop_duplicates().shape[0] == len(frame) == 6
     assert frame["epoch"].tolist() == [1, 1, 2, 2, 3, 3] and frame["step"].tolist() == [4, 4, 8, 8, 12, 12]
     assert frame["loss_nats"].notna().all()
+    assert frame["num_images"].tolist() == [60, 30] * 3, "every epoch counts its own images"
 
 
 def test_logits_give_the_predictions(tables: dict[str, pa.Table]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainable.loop import NonFiniteLoss, mixed_cross_entropy
 from trainable.run import SpecError, open_run
 from trainable.storage import Storage
 from trainable.surgery import WeightsError
+from trainable.tables import AttemptInfo
 from trainable.training import TrainingRun
 
 MIXUP = {"augment.mix": "mixup", "augment.mix_alpha": 1.0}
@@ -187,6 +189,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(
     assert "its content was altered" in again.notes[0] and "set aside as" in again.notes[0]
     assert len(storage.names(run.folder.path("damaged"))) == 1
     assert outcome(finished(again)) == outcome(whole)
+
+
+def test_logits_beyond_half_precision_stay_finite(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    run = finished(opened(storage, data_path, toy, {"budget.epochs": 1}))
+    run._logits["final"] = run._logits["final"] * np.float32(1e6)
+    info = AttemptInfo(attempt_id="1", number=1, history=(), started_at=datetime.now(UTC))
+    logits = np.stack(run.finish(info)["logits"].to_pandas()["logits"])
+    assert np.isfinite(logits).all() and np.abs(logits).max() == np.finfo(np.float16).max
+    run.close()
 
 
 def test_lost_best_weights_are_noticed(storage: Storage, data_path: Path, toy: Dataset) -> None:

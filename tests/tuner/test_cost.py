@@ -45,6 +45,14 @@ def test_limits_classes_and_epochs_shorten(toy: Dataset) -> None:
     assert flops(data__classes=[0, 1]) < 0.8 * whole
 
 
+def test_a_training_step_costs_three_forward_passes(toy: Dataset) -> None:
+    """Steps of 16 images of the 60, an evaluation of 30 images after every 4 steps, and one for best_on_test."""
+    _, forward = _forward("small_vit", 3, 8, 8)
+    cost = predict_cost(run_spec({"budget.epochs": 3}), toy.manifest, 30)
+    assert cost is not None and cost.steps == 12
+    assert cost.flops == pytest.approx(forward * (3 * 3 * 60 + 4 * 30))
+
+
 def test_a_model_that_refuses_the_training_size_is_counted_at_its_own() -> None:
     assert _forward("small_vit", 3, 8, 4) == _forward("small_vit", 3, 8, 8)
 

@@ -47,6 +47,7 @@ def test_done_parents_make_children_ready(demo: Grid, storage: Storage, data_pat
     assert states(demo, storage) == {"vit-pre-cutmix": "ready", "parent-vit": "done"}
     train(demo, "vit-pre-cutmix", storage, data_path)
     assert states(demo, storage) == {"vit-pre-cutmix": "done", "parent-vit": "done"}
+    assert survey(storage, demo).begun == {}
 
 
 def test_a_weightless_parent_blocks_with_the_mend(demo: Grid, storage: Storage, data_path: Path) -> None:
