@@ -110,8 +110,9 @@ def load_results(storage: Storage, name: str, variant: str | None = None) -> Gri
         raise AnalysisError(f"grid {name}: choose one of its {len(variants)} variants: {choices}")
     newest = variants[variant]
     mine = [manifest for manifest in reversed(manifests) if manifest["variant"] == variant]
-    entries = _entries(mine, records.read_commits(storage))
-    loaded = _Loader(storage, [entry["run_id"] for entry in entries])
+    commits = records.read_commits(storage, {entry["run_id"] for manifest in mine for entry in manifest["runs"]})
+    entries = _entries(mine, commits)
+    loaded = _Loader(storage, [entry["run_id"] for entry in entries], commits)
     return GridResults(
         name=name,
         variant=variant,
@@ -162,11 +163,11 @@ def _entries(manifests: list[dict[str, Any]], commits: dict[str, records.Commit]
 
 
 class _Loader:
-    """Reads runs of a store: commits, attempts and trial rows once, predictions run by run."""
+    """Reads runs of a store: attempts and trial rows once, predictions run by run."""
 
-    def __init__(self, storage: Storage, run_ids: list[str]) -> None:
+    def __init__(self, storage: Storage, run_ids: list[str], commits: dict[str, records.Commit]) -> None:
         self._storage = storage
-        self._commits = records.read_commits(storage, run_ids)
+        self._commits = {run_id: commits[run_id] for run_id in run_ids if run_id in commits}
         self._attempts = {record.run_id: record for record in records.read_attempts(storage, run_ids)}
         trials = records.read_table(storage, "trials", self._commits.values()).to_pylist()
         self._trials = {trial["run_id"]: trial for trial in trials}

@@ -78,7 +78,7 @@ class ArrayStore:
 
         Args:
             folder: the split's folder.
-            verify: hash the arrays and compare (about 1 s per GB); shapes and dtypes are always compared.
+            verify: hash the arrays and compare, which reads them whole; shapes and dtypes are always compared.
 
         Raises:
             DataError: the folder does not hold what its manifest says.
@@ -163,9 +163,7 @@ def _map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndar
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    name = path.parent.name if path.suffix else path.name
-    if path.suffix:
-        name = path.parent.parent.name
+    name = path.parent.parent.name if path.suffix else path.name
     return DataError(
         f"{path}: {why}; the prepared data are damaged. Prepare them again: python -m datasets.prepare {name} --replace"
     )

@@ -23,6 +23,7 @@ from torch import nn
 
 from datasets.loader import Batch, Loader
 from trainable.evaluate import Pass, autocast
+from trainable.metrics import TOP, label_ranks
 from trainable.optim import evaluation_interval, learning_rate, total_steps
 from trainable.spec import RunSpec
 from trainable.surgery import State
@@ -258,11 +259,10 @@ def _split_row(split: str, logits: NDArray[np.float32], labels: NDArray[np.int64
     top = scores.max(axis=1)
     own = scores[np.arange(len(labels)), labels]
     loss = top + np.log(np.exp(scores - top[:, None]).sum(axis=1)) - own
-    rank = (scores > own[:, None]).sum(axis=1) + (scores == own[:, None]).sum(axis=1)
     return {
         "split": split,
         "num_images": len(labels),
         "loss_nats": float(loss.mean()),
         "top1": float((scores.argmax(axis=1) == labels).mean()),
-        "top5": float((rank <= 5).mean()),
+        "top5": float((label_ranks(scores, labels) <= TOP).mean()),
     }

@@ -48,15 +48,13 @@ def predictions(logits: NDArray[np.float32], labels: NDArray[np.integer], classe
     shifted = scores - scores.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     p = np.exp(log_p)
-    own = scores[rows, labels]
-    rank = (scores > own[:, None]).sum(axis=1) + (scores == own[:, None]).sum(axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
     pred = order[:, 0]
     return {
         "label": classes[labels].astype(np.int16),
         "pred": classes[pred].astype(np.int16),
         "correct": pred == labels,
-        "label_rank": rank.astype(np.int16),
+        "label_rank": label_ranks(scores, labels).astype(np.int16),
         "p_label": p[rows, labels].astype(np.float32),
         "p_max": p.max(axis=1).astype(np.float32),
         "nll_nats": -log_p[rows, labels].astype(np.float32),
@@ -65,6 +63,18 @@ def predictions(logits: NDArray[np.float32], labels: NDArray[np.integer], classe
         "top5_idx": classes[order].astype(np.int16),
         "top5_p": np.take_along_axis(p, order, axis=1).astype(np.float32),
     }
+
+
+def label_ranks(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Rank of every label among its image's scores, [N]: 1 is best, ties count against the label.
+
+    Args:
+        scores: [N, C].
+        labels: [N], positions in 0..C-1.
+    """
+    own = scores[np.arange(len(labels)), labels][:, None]
+    ranks: NDArray[np.int64] = (scores >= own).sum(axis=1)
+    return ranks
 
 
 def summarise(arrays: Mapping[str, NDArray[Any]], classes: NDArray[np.integer]) -> dict[str, float]:

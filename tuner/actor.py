@@ -73,7 +73,7 @@ class RunActor(tune.Trainable):
 
 
 def check_threads(threads: int) -> None:
-    """Asserts that torch keeps to its cores: two trials with two threads each on two cores run ten times slower."""
+    """Refuses a torch that runs more threads than the trial has cores: neighbours would slow each other down."""
     import torch
 
     if torch.get_num_threads() > threads:

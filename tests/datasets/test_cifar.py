@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import tarfile
 import zipfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harm import Harm
 
 from datasets import published
 from datasets.cifar import read_cifar
@@ -105,16 +105,6 @@ def test_cifar10_files_are_recognised_by_their_md5(tmp_path: Path, monkeypatch: 
         monkeypatch.setitem(known.member_md5, name, hashlib.md5(content, usedforsecurity=False).hexdigest())
     path = archive(tmp_path / "c.tar.gz", files, "cifar-10-batches-py")
     assert read_cifar("cifar10", path).known_files
-
-
-class Harm:
-    """Unpickled by the ordinary pickle module, this creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:

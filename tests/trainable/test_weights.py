@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from harm import Harm
 from safetensors.torch import save_file
 
 from trainable.models import build_model
@@ -156,14 +156,6 @@ def test_without_network_the_reason_is_the_network(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(MissingWeights, match=r"http://127\.0\.0\.1:9 cannot be reached \(ConnectionError\)"):
         find_weights(hub(), None, download=True)
-
-
-class Harm:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 def test_pickled_code_in_a_weight_file_is_not_run(tmp_path: Path) -> None:
