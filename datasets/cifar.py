@@ -6,15 +6,26 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from datasets.published import PUBLISHED
-from datasets.source_types import BLOCK_IMAGES, BROKEN_ARCHIVE, MAX_MEMBER_BYTES, Block, Source, SplitSource, broken
+from datasets.source_types import (
+    BLOCK_IMAGES,
+    BROKEN_ARCHIVE,
+    MAX_ARCHIVE_BYTES,
+    MAX_MEMBER_BYTES,
+    Block,
+    Source,
+    SplitSource,
+    broken,
+)
 from datasets.store import DataError
 
 
@@ -60,6 +71,36 @@ class _CifarUnpickler(pickle.Unpickler):
             return _ADMITTED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no published CIFAR file does") from None
+
+
+_MAX_MEMO = 1_000_000
+"""The published files number 50,024 objects at most."""
+_MAX_MEMBERS = 1_000
+"""The published archives have nine."""
+_MAX_HEADER_BYTES = 1 << 20
+_HEADER_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is checked before tarfile does what it asks: a long name or attributes are read into memory
+    whole, and a member that is not wanted is unpacked all the same in order to skip it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size > (_MAX_HEADER_BYTES if member.type in _HEADER_TYPES else MAX_MEMBER_BYTES):
+            raise _TooLarge(f"a member declares {member.size:,} bytes")
+        return member
+
+
+class _TooLarge(Exception):
+    """The archive would unpack to more than a published one."""
 
 
 _CIFAR_FILES = {
@@ -119,8 +160,20 @@ def _cifar_split(path: Path, files: dict[str, bytes], label_key: bytes, num_clas
     return SplitSource(labels=np.array(labels, np.int16), blocks=blocks)
 
 
+def _check_memo(content: bytes) -> None:
+    """Refuses a pickle that numbers its objects beyond their count: the table for them would fill the memory.
+
+    Raises:
+        pickle.UnpicklingError: it does.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
+            raise pickle.UnpicklingError(f"it numbers an object {argument}")
+
+
 def _unpickle(path: Path, member: str, content: bytes) -> dict[bytes, object]:
     try:
+        _check_memo(content)
         entry = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # an arbitrary pickle can raise anything; all of it means the same to the user
         raise DataError(
@@ -135,7 +188,10 @@ def _read_members(name: str, path: Path, wanted: list[str], folder: str) -> dict
     """The wanted files of a CIFAR archive (any tar compression) or of its unpacked folder."""
     if path.is_dir():
         home = path / folder if (path / folder).is_dir() else path
-        found = {member: (home / member).read_bytes() for member in wanted if (home / member).is_file()}
+        files = {member: home / member for member in wanted if (home / member).is_file()}
+        if large := [file for file in files.values() if file.stat().st_size > MAX_MEMBER_BYTES]:
+            raise DataError(f"{large[0]}: {large[0].stat().st_size:,} bytes; it is no published file of {name}")
+        found = {member: file.read_bytes() for member, file in files.items()}
     elif zipfile.is_zipfile(path):
         raise DataError(
             f"{path}: a zip, but {name} is read from the published python archive (a tar) or its folder {folder}; "
@@ -144,13 +200,19 @@ def _read_members(name: str, path: Path, wanted: list[str], folder: str) -> dict
     else:
         found = {}
         try:
-            with tarfile.open(path) as archive:
-                for member in archive:
+            with tarfile.open(path, tarinfo=_Member) as archive:
+                for number, member in enumerate(archive, 1):
+                    if number > _MAX_MEMBERS or member.offset_data + member.size > MAX_ARCHIVE_BYTES:
+                        raise _TooLarge(f"{number:,} members, and more than {member.offset_data:,} bytes")
                     base = member.name.rsplit("/", 1)[-1]
-                    if member.isfile() and base in wanted and member.size <= MAX_MEMBER_BYTES:
+                    if member.isfile() and base in wanted and not member.issparse():
                         content = archive.extractfile(member)
                         assert content is not None
                         found[base] = content.read()
+        except _TooLarge as error:
+            raise DataError(
+                f"{path}: {error}, which the published archive of {name} does not; nothing of it was kept, get it anew"
+            ) from None
         except BROKEN_ARCHIVE as error:
             raise broken(path, error) from None
     missing = [member for member in wanted if member not in found]

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import requests
+from requests.adapters import HTTPAdapter
 
+from datasets.source_types import MAX_ARCHIVE_BYTES
 from datasets.store import DataError
 
 ATTEMPTS = 5
 TIMEOUT_S = 30
+SCHEMES = ("https://",)
+"""No other is spoken, not even where an https:// address redirects to one."""
 CHUNK_BYTES = 1 << 16
 
 Progress = Callable[[int, int | None], None]
@@ -50,7 +54,7 @@ def download(url: str, md5: str, folder: Path, progress: Progress, *, pause_s: f
 def _continue(url: str, part: Path, progress: Progress) -> None:
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"} if have else {"Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as reply:
+    with _session() as session, session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as reply:
         if reply.status_code == 416:  # nothing beyond what we have: complete, or not this file; the MD5 tells
             return
         reply.raise_for_status()
@@ -58,15 +62,29 @@ def _continue(url: str, part: Path, progress: Progress) -> None:
             have = 0
         length = reply.headers.get("Content-Length")
         total = have + int(length) if length else None
+        if total is not None and total > MAX_ARCHIVE_BYTES:
+            raise DataError(f"{url}: {total:,} bytes are offered, at most {MAX_ARCHIVE_BYTES:,} are taken")
         with part.open("ab" if have else "wb") as file:
             for chunk in reply.iter_content(CHUNK_BYTES):
                 file.write(chunk)
                 have += len(chunk)
+                if have > MAX_ARCHIVE_BYTES:
+                    raise DataError(f"{url}: more than {MAX_ARCHIVE_BYTES:,} bytes came; remove {part}")
                 progress(have, total)
 
 
+def _session() -> requests.Session:
+    """A session that can speak SCHEMES alone."""
+    session = requests.Session()
+    session.adapters.clear()
+    for scheme in SCHEMES:
+        session.mount(scheme, HTTPAdapter())
+    return session
+
+
 def _is_final(error: requests.RequestException) -> bool:
-    return error.response is not None and 400 <= error.response.status_code < 500
+    refused = error.response is not None and 400 <= error.response.status_code < 500
+    return refused or isinstance(error, requests.exceptions.InvalidSchema)
 
 
 def _failed(url: str, part: Path, error: requests.RequestException) -> str:

@@ -17,11 +17,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.source_types import BLOCK_IMAGES, BROKEN_ARCHIVE, MAX_MEMBER_BYTES, Block, Source, SplitSource, broken
+from datasets.source_types import (
+    BLOCK_BYTES,
+    BLOCK_IMAGES,
+    BROKEN_ARCHIVE,
+    Block,
+    Source,
+    SplitSource,
+    broken,
+)
 from datasets.store import DataError
 
 _IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff")
+_MAX_IMAGE_BYTES = 64 << 20
+"""Of an image file; four are held at once."""
+_MAX_PIXELS = 50_000_000
+"""Of an image before it is resized: 150 MB once decoded. A few kilobytes may declare a thousand times more."""
+_MAX_ASPECT = 40
+"""Resizing would stretch a strip of one pixel to one of gigabytes."""
+_SIDES = range(4, 1025)
+"""The sides of prepared images that a run can be told to train on (see `DataSpec.image_size`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,14 +51,13 @@ class Tree:
 
 
 def open_tree(path: Path) -> Tree:
-    """Lists a folder or a zip.
+    """Lists a folder or a zip. In a folder, a link to a file is that file.
 
     Raises:
-        DataError: neither.
+        DataError: neither; or in a folder a link to a folder, or an image that is a pipe, a device or a broken link.
     """
     if path.is_dir():
-        names = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        return Tree(origin=path, files=_visible(names), read=lambda name: (path / name).read_bytes())
+        return Tree(origin=path, files=_visible(_files(path)), read=lambda name: _read_file(path, name))
     try:
         archive = zipfile.ZipFile(path)
     except BROKEN_ARCHIVE as error:
@@ -50,14 +65,37 @@ def open_tree(path: Path) -> Tree:
     sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
 
     def read(name: str) -> bytes:
-        if sizes[name] > MAX_MEMBER_BYTES:
-            raise DataError(f"{path}: {name} would unpack to {sizes[name]} bytes")
+        _check_size(path, name, sizes[name])
         try:
             return archive.read(name)
         except (*BROKEN_ARCHIVE, RuntimeError, NotImplementedError) as error:
             raise broken(path, error) from None
 
     return Tree(origin=path, files=_visible(iter(sizes)), read=read)
+
+
+def _files(root: Path) -> Iterator[str]:
+    """Paths of the plain files below a folder."""
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        if path.is_file():
+            yield name
+        elif any(part.startswith(".") for part in name.split("/")):
+            continue
+        elif path.is_symlink() and path.is_dir():
+            raise DataError(f"{root}: {name} is a link to a folder, which is not followed; put the folder itself there")
+        elif not path.is_dir() and name.lower().endswith(_IMAGE_SUFFIXES):
+            raise DataError(f"{root}: {name} is a pipe, a device or a broken link and no image; remove it")
+
+
+def _read_file(root: Path, name: str) -> bytes:
+    _check_size(root, name, (root / name).stat().st_size)
+    return (root / name).read_bytes()
+
+
+def _check_size(origin: Path, name: str, size: int) -> None:
+    if size > _MAX_IMAGE_BYTES:
+        raise DataError(f"{origin}: {name} has {size:,} bytes, an image at most {_MAX_IMAGE_BYTES:,}; replace the file")
 
 
 def _visible(names: Iterator[str]) -> frozenset[str]:
@@ -164,6 +202,10 @@ def read_class_folders(tree: Tree, image_size: int | None) -> Source:
         for split in (train, test)
     ]
     size = image_size or _size_of(tree, listed[0][0][0])
+    if size not in _SIDES:
+        raise DataError(
+            f"{tree.origin}: images of {size}x{size} pixels; give --image-size SIDE from {_SIDES[0]} to {_SIDES[-1]}"
+        )
     return Source(
         classes=tuple(classes),
         train=_image_split(tree, listed[0], size, image_size),
@@ -202,15 +244,16 @@ def _image_split(tree: Tree, listed: list[tuple[str, int]], size: int, resize_to
             )
         try:
             colour = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # a damaged image can raise anything, struct.error and MemoryError among them
             raise _undecodable(tree, name, error) from None
         return np.asarray(colour if resize_to is None else _resize(colour, resize_to))
 
     def blocks() -> Iterator[Block]:
         names = [name for name, _ in listed]
         decoded = _in_order(decode, names)
-        for start in range(0, len(names), BLOCK_IMAGES):
-            yield np.stack([next(decoded) for _ in names[start : start + BLOCK_IMAGES]])
+        step = min(BLOCK_IMAGES, max(1, BLOCK_BYTES // (3 * size * size)))
+        for start in range(0, len(names), step):
+            yield np.stack([next(decoded) for _ in names[start : start + step]])
 
     return SplitSource(labels=np.array([label for _, label in listed], np.int16), blocks=blocks)
 
@@ -228,10 +271,26 @@ def _in_order(function: Callable[[str], Block], names: list[str], threads: int =
 
 
 def _open_image(tree: Tree, name: str) -> Image.Image:
+    """Reads an image's header; its pixels are decoded later, and only where they are not too many."""
+    content = tree.read(name)
     try:
-        return Image.open(io.BytesIO(tree.read(name)), formats=_IMAGE_FORMATS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
+        width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # Pillow's own limit is above ours
+        raise _too_large(tree, name, "") from None
+    except Exception as error:
         raise _undecodable(tree, name, error) from None
+    # Resizing makes the shorter side as long as asked, and the longer one in proportion.
+    if width * height > _MAX_PIXELS or max(width, height) > _MAX_ASPECT * min(width, height):
+        raise _too_large(tree, name, f" ({width}x{height})")
+    return image
+
+
+def _too_large(tree: Tree, name: str, size: str) -> DataError:
+    return DataError(
+        f"{tree.origin}: {name} has more than {_MAX_PIXELS:,} pixels, or one side more than {_MAX_ASPECT} times the "
+        f"other{size}; it was not decoded, replace the file"
+    )
 
 
 def _undecodable(tree: Tree, name: str, error: BaseException) -> DataError:

@@ -11,7 +11,6 @@ import argparse
 import errno
 import hashlib
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -31,9 +30,18 @@ from datasets.durable import sync_file, sync_folder
 from datasets.published import PUBLISHED
 from datasets.source_types import Source, SplitSource
 from datasets.sources import open_source
-from datasets.store import FORMAT, NOT_PUBLISHED, SPLITS, DataError, Dataset, Manifest, content_hash, open_dataset
-
-NAME_PATTERN = "lower-case letters, digits, '-' and '_'"
+from datasets.store import (
+    FORMAT,
+    NOT_PUBLISHED,
+    SPLITS,
+    DataError,
+    Dataset,
+    Manifest,
+    check_name,
+    content_hash,
+    open_dataset,
+)
+from datasets.terminal import Terminal, plain
 
 
 def prepare(
@@ -52,8 +60,8 @@ def prepare(
     Raises:
         DataError: bad source, damaged or other content in place, no room; nothing half-written is left behind.
     """
-    console = console or Console(stderr=True)
-    _check_name(name)
+    console = console or Terminal(stderr=True)
+    check_name(name)
     with _no_room_is_told(data_path):
         data_path.mkdir(parents=True, exist_ok=True)
         with _lock(data_path, name, console):
@@ -224,11 +232,6 @@ def _fetch(name: str, data_path: Path, console: Console) -> Path:
         )
 
 
-def _check_name(name: str) -> None:
-    if name == "downloads" or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise DataError(f'"{name}" cannot be the name of a data set: use {NAME_PATTERN} ("downloads" is taken)')
-
-
 @contextmanager
 def _lock(data_path: Path, name: str, console: Console) -> Iterator[None]:
     lock = FileLock(data_path / f".lock-{name}")
@@ -297,9 +300,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             data = prepare(name, options.source, options.data, image_size=options.image_size, replace=options.replace)
         except DataError as error:
-            print(f"datasets.prepare: {error}", file=sys.stderr)
+            print(plain(f"datasets.prepare: {error}"), file=sys.stderr)
             return 2
-        print(describe(data))
+        print(plain(describe(data)))
         print(f"  in {options.data / name}")
     return 0
 

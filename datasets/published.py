@@ -59,7 +59,7 @@ PUBLISHED: dict[str, Published] = {
     # Content hash: all 100,000 + 10,000 JPEGs, decoded by the locked Pillow, classes in the order of their sorted
     # wnids, images in natural order of their names.
     "tiny-imagenet-200": Published(
-        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        url="https://cs231n.stanford.edu/tiny-imagenet-200.zip",
         archive_md5="90528d7ca1a48142e341f4ef8d21d0de",
         num_classes=200,
         num_train=100_000,

@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 from datasets.store import DataError
 
 BLOCK_IMAGES = 512
-MAX_MEMBER_BYTES = 1 << 30
-BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError)
+BLOCK_BYTES = 256 << 20
+"""Of large images a block has fewer."""
+MAX_ARCHIVE_BYTES = 1 << 30
+"""Of a published archive, packed and unpacked: Tiny-ImageNet's has 250 MB, CIFAR's unpack to 190 MB."""
+MAX_MEMBER_BYTES = 256 << 20
+"""Of one file of an archive: CIFAR-100's training file has 155 MB. A larger one would be unpacked into memory."""
+BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError, MemoryError)
 
 Block = NDArray[np.uint8]
 

@@ -7,8 +7,10 @@ named so.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 FORMAT = 1
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+NAME = r"^[a-z0-9][a-z0-9_-]{0,99}$"
+"""What a data set may be called: its name is a folder's."""
 NOT_PUBLISHED = "not the published data"
 
 
@@ -111,12 +115,26 @@ class Dataset:
         return self.train.manifest
 
 
+def check_name(name: str) -> None:
+    """Refuses a name that is no plain folder name.
+
+    Raises:
+        DataError: it is not.
+    """
+    if name == "downloads" or not re.fullmatch(NAME, name):
+        raise DataError(
+            f"{json.dumps(name)} cannot be the name of a data set: use lower-case letters, digits, '-' and '_' "
+            '("downloads" is taken)'
+        )
+
+
 def open_dataset(data_path: Path, name: str, *, verify: bool = True) -> Dataset:
     """Opens both splits of `<data_path>/<name>`.
 
     Raises:
         DataError: not prepared, damaged, or two splits of different data sets.
     """
+    check_name(name)
     folder = data_path / name
     if not folder.is_dir():
         raise DataError(
@@ -134,16 +152,17 @@ def read_manifest(data_path: Path, name: str, split: str = "train") -> Manifest 
     Raises:
         DataError: the folder is there but its manifest is damaged.
     """
+    check_name(name)
     return _read_manifest(data_path / name / split) if (data_path / name).is_dir() else None
 
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
+    if not path.is_file():  # also a pipe, which would be waited for
+        raise _damaged(path, "missing")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise _damaged(path, "missing") from None
-    except (ValidationError, json.JSONDecodeError) as error:
+    except (ValidationError, ValueError) as error:
         raise _damaged(path, f"not a manifest of this project ({error.__class__.__name__})") from None
     if manifest.format != FORMAT:
         raise _damaged(path, f"format {manifest.format}, this version reads format {FORMAT}")
@@ -151,19 +170,29 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _map(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        raise _damaged(path, "missing")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise _damaged(path, "missing") from None
-    except (ValueError, EOFError, OSError) as error:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            found, fortran, held = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        if held != dtype or found != shape or fortran:
+            raise ValueError(f"{held} {list(found)}, the manifest says {np.dtype(dtype)} {list(shape)}")
+        return np.asarray(np.memmap(path, dtype, mode="r", offset=start, shape=shape))
+    except (ValueError, EOFError) as error:
         raise _damaged(path, str(error)) from None
-    if array.dtype != dtype or array.shape != shape:
-        raise _damaged(path, f"{array.dtype} {list(array.shape)}, the manifest says {np.dtype(dtype)} {list(shape)}")
-    return np.asarray(array)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(f"{path}: {error.strerror}") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); mend that, then run the same command again"
+        ) from error
 
 
 def _damaged(path: Path, why: str) -> DataError:
-    name = path.parent.parent.name if path.suffix else path.name
+    folder = path.parent.parent if path.suffix else path  # of the data set
     return DataError(
-        f"{path}: {why}; the prepared data are damaged. Prepare them again: python -m datasets.prepare {name} --replace"
+        f"{path}: {why}; the prepared data are damaged. Prepare them again (images of your own with --source): "
+        f"python -m datasets.prepare {folder.name} --data {folder.parent} --replace"
     )

@@ -179,3 +179,27 @@ def test_a_zip_of_images_is_told_where_it_belongs(tmp_path: Path) -> None:
 def test_an_absent_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--source .*nowhere: no such file or folder"):
         open_source("cifar100", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
+def test_members_that_are_no_files_are_not_read(kind: bytes, tmp_path: Path) -> None:
+    (tmp_path / "train").write_bytes(batch("train"))
+    path = tmp_path / "c.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in {"test": batch("test"), "meta": meta()}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        info = tarfile.TarInfo("train")
+        info.type, info.linkname = kind, str(tmp_path / "train")
+        tar.addfile(info)
+    with pytest.raises(DataError, match="holds no train; it is not the published python archive"):
+        read_cifar("cifar100", path)
+
+
+@pytest.mark.parametrize("folder", ["../../up", "/absolute"])
+def test_names_that_leave_the_archive_write_nothing(folder: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "c.tar.gz", whole(), folder)
+    before = sorted(tmp_path.rglob("*"))
+    assert read_cifar("cifar100", path).test.labels.tolist() == LABELS["test"]
+    assert sorted(tmp_path.rglob("*")) == before and not Path("/absolute").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datasets.download import ATTEMPTS, download
+from datasets.published import PUBLISHED
 from datasets.store import DataError
 
 CONTENT = bytes(range(256)) * 4000
@@ -24,8 +25,9 @@ class Server:
         self.breaks: list[int] = []
         self.ranges: list[str | None] = []
         self.content = CONTENT
-        self.honour_ranges = True
+        self.honour_ranges = self.tells_length = True
         self.status: int | None = None
+        self.location: str | None = None
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,13 +37,19 @@ class Server:
                 if owner.status is not None:
                     self.send_error(owner.status)
                     return
+                if owner.location is not None:
+                    self.send_response(302)
+                    self.send_header("Location", owner.location)
+                    self.end_headers()
+                    return
                 start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and owner.honour_ranges else 0
                 if start >= len(owner.content):
                     self.send_error(416)
                     return
                 body = owner.content[start:]
                 self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(body)))
+                if owner.tells_length:
+                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[: owner.breaks.pop(0)] if owner.breaks else body)
 
@@ -50,7 +58,7 @@ class Server:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}/data.bin"
-        self._thread = threading.Thread(target=self._http.serve_forever)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
         self._thread.start()
 
     def stop(self) -> None:
@@ -60,7 +68,8 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr("datasets.download.SCHEMES", ("http://",))  # what this server speaks
     one = Server()
     yield one
     one.stop()
@@ -123,3 +132,39 @@ def test_a_good_file_is_not_fetched_again(server: Server, tmp_path: Path) -> Non
     (tmp_path / "data.bin").write_bytes(CONTENT)
     download(server.url, MD5, tmp_path, silent)
     assert server.ranges == []
+
+
+def test_published_addresses_are_https() -> None:
+    addresses = [published.url for published in PUBLISHED.values() if published.url is not None]
+    assert len(addresses) == 3 and all(address.startswith("https://") for address in addresses)
+
+
+def test_only_https_is_spoken(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.download.SCHEMES", ("https://",))
+    for url in (server.url, (tmp_path / "secret.bin").as_uri()):
+        with pytest.raises(DataError, match=r"download failed \(InvalidSchema\)"):
+            download(url, MD5, tmp_path / "to", silent)
+    assert server.ranges == []
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "https://127.0.0.1:1/x"])
+def test_a_redirect_cannot_leave_the_scheme(target: str, server: Server, tmp_path: Path) -> None:
+    """Here http is spoken alone, as https is otherwise."""
+    server.location = target
+    with pytest.raises(DataError, match=r"download failed \(InvalidSchema\)"):
+        download(server.url, MD5, tmp_path, silent, pause_s=0)
+    assert len(server.ranges) == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_more_than_an_archive_is_not_taken(
+    told: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.download.MAX_ARCHIVE_BYTES", 300_000)
+    server.tells_length = told
+    with pytest.raises(
+        DataError, match="are offered, at most 300,000 are taken" if told else "more than 300,000 bytes"
+    ):
+        download(server.url, MD5, tmp_path, silent, pause_s=0)
+    assert not (tmp_path / "data.bin").exists()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 400_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -193,3 +194,71 @@ def test_tree_that_is_no_data_set_is_said(tmp_path: Path, change: object, messag
 def test_published_names_keep_their_size(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--image-size is for image folders of your own; cifar10 keeps"):
         open_source("cifar10", tmp_path, image_size=16)
+
+
+def test_links_to_images_are_the_images(tmp_path: Path) -> None:
+    """People link images from elsewhere; the whole folder may be a link too."""
+    write_image_folder(tmp_path / "images", train_per_class=2, test_per_class=1)
+    image = tmp_path / "images" / "train" / "a" / "a_0.png"
+    image.rename(tmp_path / "elsewhere.png")
+    image.symlink_to(tmp_path / "elsewhere.png")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    source = open_source("own", tmp_path / "link")
+    assert next(source.train.blocks()).shape == (6, 8, 8, 3)
+
+
+SPECIAL = {
+    "fifo": lambda path: os.mkfifo(path),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "broken link": lambda path: path.symlink_to("nowhere.png"),
+    "link to itself": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_file_is_refused_and_not_waited_for(kind: str, tmp_path: Path) -> None:
+    write_image_folder(tmp_path, train_per_class=2, test_per_class=1)
+    SPECIAL[kind](tmp_path / "train" / "a" / "z.png")
+    with pytest.raises(DataError, match=r"train/a/z\.png is a pipe, a device or a broken link and no image; remove it"):
+        open_source("own", tmp_path)
+
+
+def test_links_to_folders_are_refused(tmp_path: Path) -> None:
+    """Left out in silence, a class would be missing; followed, a link to / would be read whole."""
+    write_image_folder(tmp_path / "images", train_per_class=2, test_per_class=1)
+    (tmp_path / "images" / "train" / "d").symlink_to("/")
+    with pytest.raises(DataError, match=r"train/d is a link to a folder, which is not followed; put the folder itself"):
+        open_source("own", tmp_path / "images")
+
+
+def test_links_and_climbing_names_in_a_zip_are_only_names(tmp_path: Path) -> None:
+    """An entry that is a link is the few bytes it holds; nothing is written where a name points to."""
+    write_image_folder(tmp_path / "images", train_per_class=2, test_per_class=1)
+    path = zipped(tmp_path / "images", tmp_path / "own.zip")
+    picture(tmp_path / "other.png", 5, size=8)
+    image = (tmp_path / "other.png").read_bytes()
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("../../train/a/up.png", "/train/a/absolute.png", "train/b/..\\..\\back.png"):
+            archive.writestr(name, image)
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        list(open_source("own", path).train.blocks())
+    except DataError as error:
+        assert "needs exactly one train folder" in str(error)
+    assert sorted(tmp_path.rglob("*")) == before
+    link = zipfile.ZipInfo("train/a/link.png")
+    link.external_attr = 0o120777 << 16
+    path = zipped(tmp_path / "images", tmp_path / "linked.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match=r"train/a/link\.png cannot be decoded \(not an image\)"):
+        list(open_source("own", path).train.blocks())
+
+
+def test_vector_images_are_not_opened(tmp_path: Path) -> None:
+    write_image_folder(tmp_path, train_per_class=2, test_per_class=1)
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+    for name in ("z.png", "z.svg"):
+        (tmp_path / "train" / "a" / name).write_text(drawing)
+    with pytest.raises(DataError, match=r"z\.png cannot be decoded \(not an image\)"):
+        list(open_source("own", tmp_path).train.blocks())

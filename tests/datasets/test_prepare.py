@@ -15,7 +15,7 @@ from rich.console import Console
 from toy import write_image_folder
 
 from datasets.prepare import main, prepare
-from datasets.store import DataError, open_dataset
+from datasets.store import DataError, open_dataset, read_manifest
 
 QUIET = Console(quiet=True)
 
@@ -72,10 +72,13 @@ def test_unknown_name_without_source_says_what_to_do(tmp_path: Path) -> None:
         prepare("own", None, tmp_path, console=QUIET)
 
 
-@pytest.mark.parametrize("name", ["../x", "A", "", "downloads", "a b"])
+@pytest.mark.parametrize("name", ["../x", "/etc", "A", "", "downloads", "a b", "x\n", "x" * 101])
 def test_names_that_are_no_folder_names_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be the name of a data set"):
         prepare(name, None, tmp_path, console=QUIET)
+    with pytest.raises(DataError, match="cannot be the name of a data set"):
+        read_manifest(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_digits_are_pinned(data_path: Path) -> None:
@@ -158,9 +161,13 @@ def test_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     prepared = command("datasets.prepare", "own", "--source", tmp_path / "images", "--data", small)
-    script = f"mount -t tmpfs -o size=1m none {small} && {' '.join(prepared)}; code=$?; ls -A {small}; exit $code"
+    again = f"mount -o remount,size=99m {small} && {' '.join(prepared)} && cp -r {small}/own {tmp_path}"
+    script = (
+        f"mount -t tmpfs -o size=1m none {small} && {' '.join(prepared)}; code=$?; ls -A {small}; {again}; exit $code"
+    )
     done = subprocess.run([*unshare, "sh", "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert f"--data {small}: cannot write there (No space left on device" in done.stderr
     assert "Nothing half-written is left; make room or choose another --data DIR" in done.stderr
-    assert done.stdout.split() == [".lock-own"]
+    assert done.stdout.startswith(".lock-own\nown: 1,200 train and 30 test images")
+    assert len(open_dataset(tmp_path, "own").train.labels) == 1200, "with room, the same command"

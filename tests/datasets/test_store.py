@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_flipped_bit_is_refused(copy: Path) -> None:
     content[-100] ^= 1
     path.write_bytes(content)
     with pytest.raises(
-        DataError, match=r"images\.npy: content does not match .* python -m datasets\.prepare toy --rep"
+        DataError, match=r"images\.npy: content does not match .* python -m datasets\.prepare toy --data \S+ --rep"
     ):
         open_dataset(copy, "toy")
     assert len(ArrayStore.open(path.parent, verify=False).labels) == 60
@@ -75,7 +76,38 @@ def test_missing_file_is_refused(copy: Path, name: str) -> None:
 
 def test_pickled_array_is_refused(copy: Path) -> None:
     np.save(copy / "toy" / "test" / "labels.npy", np.array([{}] * 30, dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"labels\.npy: .*Python objects in dtype.*damaged"):
+    with pytest.raises(DataError, match=r"labels\.npy: object \[30\], the manifest says int16 \[30\]; .*damaged"):
+        open_dataset(copy, "toy")
+
+
+def npy(shape: str) -> bytes:
+    """A file of 30 labels whose header declares another shape."""
+    header = f"{{'descr': '<i2', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(60)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("(4611686018427387904,)"),
+        npy("(-1,)"),
+        npy("(30, 'x')"),
+        npy("__import__('os').mkdir('harm')"),
+        b"PK\x03\x04",
+    ],
+)
+def test_hostile_headers_are_refused(content: bytes, copy: Path) -> None:
+    (copy / "toy" / "test" / "labels.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"labels\.npy: .*; the prepared data are damaged"):
+        open_dataset(copy, "toy")
+    assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "images.npy", "labels.npy"])
+def test_a_pipe_is_not_waited_for(name: str, copy: Path) -> None:
+    (copy / "toy" / "test" / name).unlink()
+    os.mkfifo(copy / "toy" / "test" / name)
+    with pytest.raises(DataError, match=rf"{name}: missing; the prepared data are damaged"):
         open_dataset(copy, "toy")
 
 
