@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +62,13 @@ def load_checkpoint(storage: Storage, path: str) -> Checkpoint:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         text, expected = header["meta"], header["sha256"]
         meta = json.loads(text)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _bad(storage, path, f"not a whole checkpoint ({str(error).splitlines()[0]})") from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _bad(storage, path, f"not a whole checkpoint ({(str(error) or repr(error)).splitlines()[0]})") from None
     if _digest(tensors, text) != expected:
         raise _bad(storage, path, "its content was altered: the digest does not match")
-    if meta.get("format") != FORMAT:
-        raise _bad(storage, path, f"format {meta.get('format')}, this version reads format {FORMAT}")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        known = meta.get("format") if isinstance(meta, dict) else None
+        raise _bad(storage, path, f"format {known}, this version reads format {FORMAT}")
     return Checkpoint(tensors=tensors, meta=meta)
 
 
@@ -97,16 +99,43 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: the run keeps none of this name (yet).
-            CheckpointError: damaged, of another format, or of another run.
+            CheckpointError: damaged, of another format, of another run, or without what this version looks for.
         """
-        path = self.path("checkpoint/last/state.safetensors")
-        checkpoint = self._load(path)
+        checkpoint = self._load(self._last_path)
         if name == "last":
             return checkpoint
-        best = checkpoint.meta["position"]["best"].get(name)
-        if best is None:
+        step = _best_steps(self.storage, self._last_path, checkpoint).get(name)
+        if step is None:
             raise FileNotFoundError(self.storage.folder(self.path(f"checkpoint/{name}")))
-        return self._load(self._best_path(name, best["step"]))
+        path = self._best_path(name, step)
+        best = self._load(path)
+        if best.meta.get("step") != step:
+            raise _bad(self.storage, path, f"holds the weights of step {best.meta.get('step')}")
+        return best
+
+    def best_names(self, last: Checkpoint) -> list[str]:
+        """The best checkpoints that `last` speaks of.
+
+        Raises:
+            CheckpointError: it does not say, as this version would.
+        """
+        return list(_best_steps(self.storage, self._last_path, last))
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a `last`, whole or not."""
+        return self.storage.exists(self._last_path)
+
+    def set_aside(self) -> str:
+        """Moves `last` out of the way, so that the run begins anew: that gives the same bits.
+
+        Returns:
+            Where it lies now, relative to the results root.
+        """
+        aside = self.path(f"damaged/{int(time.time() * 1000)}.safetensors")
+        if self.has_checkpoint():
+            self.storage.put(aside, self.storage.read(self._last_path))
+            self.storage.delete(self._last_path)
+        return aside
 
     def save(self, tensors: State, meta: dict[str, Any], best: dict[str, State]) -> None:
         """Writes new best weights, then `last`, then removes best weights that nothing points to any more.
@@ -118,22 +147,32 @@ class RunFolder:
         for name, state in best.items():
             own = {"run_id": self.run_id, "step": named[name], "num_classes": meta["num_classes"]}
             save_checkpoint(self.storage, self._best_path(name, named[name]), _prefixed(state), own)
-        path = self.path("checkpoint/last/state.safetensors")
-        save_checkpoint(self.storage, path, tensors, {"run_id": self.run_id, **meta})
+        save_checkpoint(self.storage, self._last_path, tensors, {"run_id": self.run_id, **meta})
         for name, step in named.items():
             folder = self.path(f"checkpoint/{name}")
             for file in self.storage.names(folder):
                 if file != f"{step}.safetensors":
                     self.storage.delete(f"{folder}/{file}")
 
+    @property
+    def _last_path(self) -> str:
+        return self.path("checkpoint/last/state.safetensors")
+
     def _best_path(self, name: str, step: int) -> str:
         return self.path(f"checkpoint/{name}/{step}.safetensors")
 
     def _load(self, path: str) -> Checkpoint:
         checkpoint = load_checkpoint(self.storage, path)
-        if checkpoint.meta["run_id"] != self.run_id:
-            raise _bad(self.storage, path, f"belongs to run {checkpoint.meta['run_id']}, not to {self.run_id}")
+        if checkpoint.meta.get("run_id") != self.run_id:
+            raise _bad(self.storage, path, f"belongs to run {checkpoint.meta.get('run_id')}, not to {self.run_id}")
         return checkpoint
+
+
+def _best_steps(storage: Storage, path: str, last: Checkpoint) -> dict[str, int]:
+    try:
+        return {name: int(entry["step"]) for name, entry in last.meta["position"]["best"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _bad(storage, path, f"does not say which weights were the best ({error!r})") from None
 
 
 def _prefixed(state: State) -> State:
@@ -162,11 +201,29 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, A
     return tensors, {"values": values, "param_groups": state["param_groups"]}
 
 
+_OPTIMIZER_STATE = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+
+
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: State, meta: dict[str, Any]) -> None:
-    """Puts a packed state back."""
+    """Puts a packed state back.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not a state of this optimiser, which torch would notice steps later.
+    """
     state: dict[int, dict[str, Any]] = {int(number): dict(entries) for number, entries in meta["values"].items()}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".", 2)
             state.setdefault(int(number), {})[key] = tensor
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entries in state.items():
+        if entries.keys() != _OPTIMIZER_STATE[type(optimizer)]:
+            raise ValueError(f"optimiser state {index} has {', '.join(sorted(entries))}")
+        for key, value in entries.items():
+            if key != "step" and (not isinstance(value, torch.Tensor) or value.shape != shapes[index]):
+                raise ValueError(f"optimiser state {index}: {key} is not of the parameter's shape")
     optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,10 @@ from datasets.loader import Loader
 from datasets.spec import DataSpec
 from datasets.store import NOT_PUBLISHED, DataError, Dataset, open_dataset
 from datasets.subset import select_rows
+from datasets.terminal import plain
 from trainable import metrics
 from trainable.checkpoint import CheckpointError, RunFolder, model_state
+from trainable.credentials import redacted
 from trainable.models import build_model
 from trainable.spec import RunSpec
 from trainable.storage import Storage, StorageError
@@ -44,7 +46,7 @@ class Pass:
         self._precision = spec.optim.precision
         self._parts: list[torch.Tensor] = []
 
-    def __iter__(self) -> Iterator[None]:
+    def __iter__(self) -> Generator[None, None, None]:
         start = self._loader.state_dict()
         self._model.eval()
         try:
@@ -107,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(_evaluate_stored(options))
     except (DataError, StorageError, CheckpointError, WeightsError, ValueError) as error:
-        print(f"trainable.evaluate: {error}", file=sys.stderr)
+        print(plain(f"trainable.evaluate: {redacted(str(error))}"), file=sys.stderr)
         return 2
     return 0
 

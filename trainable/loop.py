@@ -33,7 +33,7 @@ EpochRow = dict[str, Any]
 
 
 class NonFiniteLoss(Exception):
-    """Training diverged; the message names the step."""
+    """Training diverged: its loss, or the model's logits, is no finite number; the message names the step."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -134,14 +134,15 @@ class TrainingLoop:
             asked = time.perf_counter()
             for batch in self.train:
                 position.sums.data_wait_s += time.perf_counter() - asked
-                self._train_step(batch)
+                self.train_step(batch)
                 position.sums.train_s += time.perf_counter() - asked
                 yield []
                 if position.step == self.total or position.step % self.interval == 0:
                     break
                 asked = time.perf_counter()
 
-    def _train_step(self, batch: Batch) -> None:
+    def train_step(self, batch: Batch) -> torch.Tensor:
+        """One optimiser step. Returns the batch's mean loss in nats, on the device."""
         position, spec = self.position, self.spec
         lr = learning_rate(spec.optim, position.step, self.total, len(self.train))
         for group in self.optimizer.param_groups:
@@ -165,6 +166,7 @@ class TrainingLoop:
             self._first_bad = torch.where(bad, position.step, self._first_bad)
         position.sums.num_images += len(lam)
         position.step += 1
+        return mean_loss
 
     def collect(self) -> None:
         """Copies the sums from the device into `position` (waits for the device).
@@ -189,7 +191,7 @@ class TrainingLoop:
         for one in passes.values():
             for _ in one:
                 yield []
-        logits = {split: one.logits() for split, one in passes.items()}
+        logits = {split: finite_logits(one.logits(), f"{split} split", position.step) for split, one in passes.items()}
         evaluate_s = time.perf_counter() - began
         position.evaluate_s += evaluate_s
         common = {
@@ -238,6 +240,23 @@ class TrainingLoop:
                 self.best_weights[name] = {
                     key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()
                 }
+
+
+def finite_logits(logits: NDArray[np.float32], what: str, step: int) -> NDArray[np.float32]:
+    """The logits of an evaluation, [N, C], as they are.
+
+    Training may end, or BatchNorm's averages may overflow, before any loss shows it: no number of such a model counts.
+
+    Raises:
+        NonFiniteLoss: some are no finite numbers.
+    """
+    bad = int((~np.isfinite(logits)).any(axis=1).sum())
+    if bad:
+        raise NonFiniteLoss(
+            f"the logits of {bad:,} of {len(logits):,} images of the {what} were not finite numbers at step {step}; "
+            "lower optim.lr, add optim.warmup_steps, or look at the data"
+        )
+    return logits
 
 
 def mixed_cross_entropy(

@@ -5,8 +5,10 @@ Device, clock, threads and torch's global generator are touched here and nowhere
 
 from __future__ import annotations
 
+import errno
 import os
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,8 +18,10 @@ from datasets.plan import Purpose, generator
 from datasets.store import Dataset
 from datasets.subset import RunRows, select_rows
 from trainable.checkpoint import Checkpoint, CheckpointError, RunFolder, model_state
+from trainable.costs import CUDA_CONTEXT_BYTES
 from trainable.loop import Position
 from trainable.models import build_model
+from trainable.provenance import reset_peak_memory
 from trainable.spec import ExecSpec, RunSpec
 from trainable.surgery import LoadReport, WeightsError, load_weights
 from trainable.training import TrainingRun
@@ -47,36 +51,94 @@ def open_run(
     _check(spec, stores, rows)
     device = _device(exec_spec)
     _set_up_torch(exec_spec, device)
+    reset_peak_memory(device)
 
+    last, notes = _own_checkpoint(folder)
+    if last is not None:
+        try:
+            return _built(spec, exec_spec, folder, stores, rows, device, parent_folder, last, notes)
+        except CheckpointError as error:
+            notes = [f"{error}; set aside as {folder.set_aside()}, the run begins anew"]
+    return _built(spec, exec_spec, folder, stores, rows, device, parent_folder, None, notes)
+
+
+def _built(
+    spec: RunSpec,
+    exec_spec: ExecSpec,
+    folder: RunFolder,
+    stores: Dataset,
+    rows: RunRows,
+    device: torch.device,
+    parent_folder: RunFolder | None,
+    own: Checkpoint | None,
+    notes: list[str],
+) -> TrainingRun:
+    """The run at its own checkpoint, or at its beginning.
+
+    Raises:
+        CheckpointError: its own checkpoint is not one from which this version can resume.
+    """
     torch.manual_seed(_torch_seed(spec, Purpose.MODEL_INIT))
     model = build_model(spec.model.name, len(rows.classes), stores.manifest.image_size)
     _check_batches(spec, model, len(rows.train.index))
-    own, notes = _own_checkpoint(folder)
-    report = LoadReport() if own else _initialise(spec, exec_spec, model, parent_folder)
+    if own is None:
+        report = _initialise(spec, exec_spec, model, parent_folder)
+        position = Position()
+    else:
+        report = LoadReport()
+        with _unusable_is_told(folder):
+            _check_tensors(folder, own, model)
+            position = Position.from_dict(own.meta["position"])
     model.to(device)
     torch.manual_seed(_torch_seed(spec, Purpose.MODEL_TRAIN))
-    position = Position.from_dict(own.meta["position"]) if own else Position()
     run = TrainingRun(spec, exec_spec, folder, stores, rows, model, device, position, report, notes)
-    if own:
-        run.restore(own)
+    if own is not None:
+        with _unusable_is_told(folder):
+            run.restore(own)
     return run
 
 
 def _own_checkpoint(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     """The run's last checkpoint; a damaged one is set aside, since beginning anew gives the same bits."""
-    last = folder.path("checkpoint/last/state.safetensors")
-    if not folder.storage.exists(last):
+    if not folder.has_checkpoint():
         return None, []
     try:
-        checkpoint = folder.load("last")
-        for name in checkpoint.meta["position"]["best"]:
-            folder.load(name)
-    except (FileNotFoundError, CheckpointError) as error:
-        aside = folder.path(f"damaged/{int(time.time() * 1000)}.safetensors")
-        folder.storage.put(aside, folder.storage.read(last))
-        folder.storage.delete(last)
-        return None, [f"{error}; set aside as {aside}, the run begins anew"]
-    return checkpoint, []
+        return folder.load("last"), []
+    except CheckpointError as error:
+        return None, [f"{error}; set aside as {folder.set_aside()}, the run begins anew"]
+
+
+@contextmanager
+def _unusable_is_told(folder: RunFolder) -> Iterator[None]:
+    """Tells a checkpoint that another version wrote, whole but of other keys or shapes, as what it is."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+            raise
+        why = str(error).splitlines()[0] if str(error) else ""
+        raise CheckpointError(
+            f"{folder.path('checkpoint/last')}: not as this version writes it ({type(error).__name__}: {why})"
+        ) from error
+
+
+def _check_tensors(folder: RunFolder, last: Checkpoint, model: nn.Module) -> None:
+    """The model's tensors must be there in every checkpoint of the run, now and not first when they are needed."""
+    expected = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
+    for name in ("last", *folder.best_names(last)):
+        try:
+            checkpoint = last if name == "last" else folder.load(name)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{error}: the weights of {name} are gone") from None
+        if {key: (value.shape, value.dtype) for key, value in model_state(checkpoint).items()} != expected:
+            raise CheckpointError(f"{folder.path(f'checkpoint/{name}')}: its tensors are not those of this model")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the card or the machine had no memory left. torch's CPU allocator has no class of
+    error of its own, and the operating system says it with a number."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return known or any(words in str(error) for words in ("DefaultCPUAllocator: can't allocate", "std::bad_alloc"))
 
 
 def _initialise(spec: RunSpec, exec_spec: ExecSpec, model: nn.Module, parent_folder: RunFolder | None) -> LoadReport:
@@ -86,12 +148,19 @@ def _initialise(spec: RunSpec, exec_spec: ExecSpec, model: nn.Module, parent_fol
         return LoadReport(new=tuple(sorted(model.state_dict())))
     if init.kind == "parent":
         assert parent_folder is not None and init.checkpoint is not None, "the caller opens the parent's folder"
+        mend = (
+            f"put the checkpoint back, or remove {parent_folder.storage.folder('commits')}/{init.source}--*.json to "
+            "have the parent trained again"
+        )
         try:
             parent = parent_folder.load(init.checkpoint)
         except FileNotFoundError as error:
             raise WeightsError(
-                f"init.source: parent run {init.source} has no checkpoint {init.checkpoint} ({error}); run the parent"
+                f"init.source: parent run {init.source} has no checkpoint {init.checkpoint} ({error}); run the parent, "
+                f"and if it is done: {mend}"
             ) from None
+        except CheckpointError as error:
+            raise CheckpointError(f"init.source: parent run {init.source}: {error}; {mend}") from None
         return load_weights(model, model_state(parent), init.surgery, f"parent run {init.source}")
     folder = Path(exec_spec.weights_path) if exec_spec.weights_path else None
     weights = find_weights(init, folder, download=True)
@@ -139,7 +208,16 @@ def _set_up_torch(exec_spec: ExecSpec, device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         if 0 < exec_spec.gpu_fraction < 1:
-            torch.cuda.set_per_process_memory_fraction(exec_spec.gpu_fraction, device)
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(memory_cap(exec_spec.gpu_fraction, total), device)
+
+
+def memory_cap(share: float, total_bytes: int) -> float:
+    """The fraction of a card's memory that torch may reserve in a trial with this share of the card.
+
+    What CUDA itself takes for the process's context lies outside of torch's count and inside of the share.
+    """
+    return max(share - CUDA_CONTEXT_BYTES / total_bytes, share / 2)
 
 
 def _torch_seed(spec: RunSpec, purpose: Purpose) -> int:

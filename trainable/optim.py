@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from trainable.spec import BudgetSpec, EvaluateSpec, OptimSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def total_steps(budget: BudgetSpec, steps_per_epoch: int) -> int:
@@ -40,6 +42,8 @@ def learning_rate(optim: OptimSpec, step: int, steps: int, steps_per_epoch: int)
 
 def build_optimizer(optim: OptimSpec, model: nn.Module) -> torch.optim.Optimizer:
     """One parameter group over all parameters, torch's own optimisers (fused on CUDA)."""
+    import torch
+
     parameters = list(model.parameters())
     fused = all(parameter.is_cuda for parameter in parameters)
     if optim.name == "sgd":

@@ -1,28 +1,43 @@
-"""What a result was made with: code, libraries, machine, and the fingerprint under which bits repeat."""
+"""What a result was made with: code, libraries, machine, and the fingerprint under which bits repeat.
+
+torch is imported where a device is asked about: a planner that only records the code need not wait for it.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
+import os
 import platform
 import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from trainable.costs import cpu_name
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+GIT_VARIABLE = "GRID_TUNER_GIT"
+"""Names the commit where the code lies without its `.git`: 40 hex digits, and `-dirty` after changes."""
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "numba", "pyarrow", "ray", "scikit-learn", "safetensors")
 _NUMERIC_LIBRARIES = ("torch", "timm", "numpy", "numba")
 
 
 def numerics(device: torch.device, threads: int) -> dict[str, Any]:
     """The fingerprint: equal fingerprints give equal bits. A resume under another one is allowed, and marked."""
+    import torch
+
     versions = {name: _version(name) for name in _NUMERIC_LIBRARIES}
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
@@ -34,16 +49,22 @@ def numerics(device: torch.device, threads: int) -> dict[str, Any]:
     }
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """In which parts two fingerprints of `numerics` differ: the old and the new value, by name."""
+    old, new = ({**parts, **parts["versions"], "versions": None} for parts in (before, now))
+    keys = sorted(old.keys() | new.keys())
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """The `code_` and `host_` columns of the provenance table."""
-    sha, dirty = _git()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    state = git_state()
     return {
-        "code_git_sha": sha,
-        "code_git_dirty": dirty,
+        "code_git_sha": state.removesuffix("-dirty") if state else None,
+        "code_git_dirty": state.endswith("-dirty") if state else None,
         "code_tree_sha256": tree_sha256(),
         "host_name_sha256": hashlib.sha256(socket.gethostname().encode()).hexdigest(),
-        "host_device": name,
+        "host_device": device_name(device),
         "host_platform": platform.platform(),
         "host_versions_json": json.dumps(
             {"python": platform.python_version(), **{library: _version(library) for library in _LIBRARIES}}
@@ -63,13 +84,19 @@ def tree_sha256() -> str:
 
 
 @cache
-def _git() -> tuple[str | None, bool | None]:
-    """Commit of the checkout and whether it has changes; None where this is no checkout."""
+def git_state() -> str | None:
+    """Commit of this code, with `-dirty` after it where files were changed; None where nobody knows.
+
+    A copy of the code that was sent to another machine is told by the environment variable `GRID_TUNER_GIT`, which
+    the output of `git describe --always --abbrev=40 --dirty --exclude '*'` fits.
+    """
+    if told := os.environ.get(GIT_VARIABLE):
+        return told
     try:
         sha = _run_git("rev-parse", "HEAD")
-        return sha, bool(_run_git("status", "--porcelain", "--untracked-files=no"))
+        return sha + ("-dirty" if _run_git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return None, None
+        return None
 
 
 def _run_git(*arguments: str) -> str:
@@ -85,8 +112,37 @@ def _version(name: str) -> str | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has held so far: on the card where there is one, else resident in RAM."""
+    """Most memory this process has held since `reset_peak_memory`: reserved on the card where there is one, else
+    resident in RAM."""
+    import torch
+
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins a new measurement, in a process that has trained before. Outside of Linux the old peak of RAM stays."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5): resets VmHWM to what is resident now
+
+
+def device_name(device: torch.device) -> str:
+    """The card's or the processor's name."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return cpu_name()

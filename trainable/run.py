@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from datasets.terminal import plain
 from trainable.attempt import Attempt, RunFailed, RunLocked
+from trainable.credentials import redacted
 from trainable.loop import EpochRow
 from trainable.opening import SpecError, open_run
+from trainable.records import RecordError
 from trainable.spec import ExecSpec, RunSpec
 from trainable.storage import Storage, StorageError
+
+LISTEN_S = 0.5
+"""Longest time between two looks at whether a signal asked to stop, a batch longer than that apart."""
 
 __all__ = ["SpecError", "open_run"]
 
@@ -47,6 +55,21 @@ def main(argv: list[str] | None = None) -> int:
     options, passed = cli.parse_known_args(argv)
     if options.threads < 1 or not options.save_every > 0:
         cli.error("--threads must be at least 1 and --save-every more than 0 seconds")
+    try:
+        return _run(options, passed)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from what is recorded", file=sys.stderr)
+        return 130
+    except (RunFailed, RunLocked, StorageError, RecordError) as error:
+        print(plain(f"trainable.run: {options.label}: {redacted(str(error))}"), file=sys.stderr)
+    except OSError as error:
+        mend = "nothing that is recorded is lost: mend the cause, then run the same command again"
+        print(plain(f"trainable.run: {options.label}: {redacted(str(error))}; {mend}"), file=sys.stderr)
+    return 1
+
+
+def _run(options: argparse.Namespace, passed: list[str]) -> int:
+    """Trains the row's runs one after another; exit code as of `main`."""
     planned = _planned_rows(options, passed)
     if planned is None:
         return 2
@@ -62,24 +85,46 @@ def main(argv: list[str] | None = None) -> int:
     for row in planned:
         if row["state"] in ("waiting", "blocked"):
             why = row["reason"] or "its parent is not done; run the parent's label first"
-            print(f"trainable.run: {options.label} is {row['state']}: {why}", file=sys.stderr)
+            print(plain(f"trainable.run: {options.label} is {row['state']}: {why}"), file=sys.stderr)
             return 1
-        try:
-            attempt = Attempt(RunSpec.model_validate_json(json.dumps(row["spec"])), exec_spec, storage)
-            if attempt.done:
-                print(f"{options.label} (run {attempt.run_id}) is done already")
-            try:
-                while not attempt.done:
-                    _print_rows(attempt.advance())
-            except KeyboardInterrupt:
-                attempt.stop()
-                print(f"interrupted; the same command continues run {attempt.run_id}", file=sys.stderr)
-                return 130
-        except (RunFailed, RunLocked, StorageError) as error:
-            print(f"trainable.run: {options.label}: {error}", file=sys.stderr)
-            return 1
+        attempt = Attempt(RunSpec.model_validate_json(json.dumps(row["spec"])), exec_spec, storage)
+        for note in attempt.notes:
+            print(plain(f"trainable.run: {options.label}: {redacted(note)}"), file=sys.stderr)
+        if attempt.done:
+            print(f"{options.label} (run {attempt.run_id}) is done already")
+        elif not _train(attempt):
+            print(f"interrupted; the same command continues run {attempt.run_id}", file=sys.stderr)
+            return 130
         print(f"{options.label} (run {attempt.run_id}) done; results in {storage.uri}")
     return 0
+
+
+def _train(attempt: Attempt) -> bool:
+    """Trains to the end, and says so; False where SIGINT or SIGTERM asked to stop.
+
+    The first signal is heeded after `LISTEN_S`, at the end of a batch, with a checkpoint; a second one ends it at once,
+    at the checkpoint it has.
+    """
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not attempt.done and not asked:
+            _print_rows(attempt.advance(LISTEN_S))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if attempt.done:
+        return True
+    attempt.stop()
+    return False
 
 
 def _planned_rows(options: argparse.Namespace, passed: list[str]) -> list[dict[str, Any]] | None:

@@ -6,11 +6,15 @@ the same bits however often a run was killed on the way. Accuracies are fraction
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyarrow as pa
 
 from trainable.metrics import METRICS, TOP
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added trials.attempt_resumed_under_json; what an older version did not write is read as null."""
 DICT = pa.dictionary(pa.int32(), pa.string())
 _VOLATILE_ENDS = ("_s", "_per_s", "_at", "_bytes")
 _VOLATILE_STARTS = ("attempt_", "host_", "code_")
@@ -85,8 +89,59 @@ TRIALS = _schema(
     _field("peak_memory_bytes", pa.int64(), "bytes"),
     _field("attempt_number", pa.int32()),
     _field("attempt_numerics_changed", pa.bool_()),
+    _field("attempt_resumed_under_json", pa.string()),
     _field("ended_at", pa.timestamp("us", tz="UTC")),
 )
+
+SPEC_COLUMNS = {
+    "dataset": "data.dataset",
+    "content_sha256": "data.content_sha256",
+    "image_size": "data.image_size",
+    "limit_train": "data.limit_train",
+    "limit_eval": "data.limit_eval",
+    "val_fraction": "data.val_fraction",
+    "model": "model.name",
+    "init_kind": "init.kind",
+    "init_source": "init.source",
+    "init_sha256": "init.sha256",
+    "mix": "augment.mix",
+    "mix_alpha": "augment.mix_alpha",
+    "mix_prob": "augment.mix_prob",
+    "mix_scope": "augment.mix_scope",
+    "pad_crop": "augment.pad_crop",
+    "train_crop": "augment.train_crop",
+    "hflip_prob": "augment.hflip_prob",
+    "normalize": "augment.normalize",
+    "optimizer": "optim.name",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "schedule": "optim.schedule",
+    "precision": "optim.precision",
+    "batch_size": "budget.batch_size",
+    "seed": "seed",
+    "spec_version": "version",
+}
+"""Columns of `trials` that repeat what the spec says, and where it says so."""
+
+
+def spec_columns(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of SPEC_COLUMNS.
+
+    Args:
+        spec: as JSON has it.
+
+    Raises:
+        KeyError, TypeError: it is no spec.
+    """
+
+    def at(path: str) -> Any:
+        value: Any = spec
+        for part in path.split("."):
+            value = value[part]
+        return value
+
+    return {column: at(path) for column, path in SPEC_COLUMNS.items()}
+
 
 EPOCHS = _schema(
     _field("eval_index", pa.int32(), nullable=False),

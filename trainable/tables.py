@@ -45,6 +45,7 @@ class RunResult:
     weights_report: dict[str, Any]
     numerics: dict[str, Any]
     numerics_changed: bool
+    resumed_under: Sequence[dict[str, Any]]
     host: dict[str, Any]
     peak_memory_bytes: int
 
@@ -52,7 +53,7 @@ class RunResult:
 def build_tables(result: RunResult, attempt: AttemptInfo) -> dict[str, pa.Table]:
     """The tables of `schemas.SCHEMAS`, by name."""
     key = {"run_id": result.spec.run_id, "attempt_id": attempt.attempt_id}
-    ended_at = datetime.now(UTC)
+    ended_at = max(datetime.now(UTC), attempt.started_at)  # a clock may have been set back
     arrays = {
         name: metrics.predictions(logits, result.rows.test.labels, result.rows.classes)
         for name, logits in result.logits.items()
@@ -81,41 +82,16 @@ def _trial(result: RunResult, attempt: AttemptInfo, arrays: dict[EvalName, metri
     train_rows = [row for row in position.rows if row["split"] == "train"]
     train_s = sum(row["train_s"] for row in train_rows)
     trial: dict[str, Any] = {
-        "dataset": spec.data.dataset,
+        **schemas.spec_columns(spec.model_dump(mode="json")),
         "dataset_published": manifest.published,
-        "content_sha256": spec.data.content_sha256,
         "classes": result.rows.classes.tolist(),
-        "image_size": spec.data.image_size,
         "num_classes": len(result.rows.classes),
         "num_train": len(result.rows.train.index),
         "num_val": len(result.rows.val.index) if result.rows.val else 0,
         "num_test": len(result.rows.test.index),
-        "limit_train": spec.data.limit_train,
-        "limit_eval": spec.data.limit_eval,
-        "val_fraction": spec.data.val_fraction,
-        "model": spec.model.name,
         "num_parameters": result.num_parameters,
-        "init_kind": spec.init.kind,
-        "init_source": spec.init.source,
-        "init_sha256": spec.init.sha256,
-        "mix": spec.augment.mix,
-        "mix_alpha": spec.augment.mix_alpha,
-        "mix_prob": spec.augment.mix_prob,
-        "mix_scope": spec.augment.mix_scope,
-        "pad_crop": spec.augment.pad_crop,
-        "train_crop": spec.augment.train_crop,
-        "hflip_prob": spec.augment.hflip_prob,
-        "normalize": spec.augment.normalize,
-        "optimizer": spec.optim.name,
-        "lr": spec.optim.lr,
-        "weight_decay": spec.optim.weight_decay,
-        "schedule": spec.optim.schedule,
-        "precision": spec.optim.precision,
-        "batch_size": spec.budget.batch_size,
         "steps": position.step,
         "epochs": last["epoch"],
-        "seed": spec.seed,
-        "spec_version": spec.version,
         "train_s": train_s,
         "evaluate_s": position.evaluate_s,
         "data_wait_s": sum(row["data_wait_s"] for row in train_rows),
@@ -123,6 +99,7 @@ def _trial(result: RunResult, attempt: AttemptInfo, arrays: dict[EvalName, metri
         "peak_memory_bytes": result.peak_memory_bytes,
         "attempt_number": attempt.number,
         "attempt_numerics_changed": result.numerics_changed,
+        "attempt_resumed_under_json": json.dumps(list(result.resumed_under), sort_keys=True),
     }
     for name, found in arrays.items():
         at = {"eval_index": last["eval_index"], "step": last["step"]} if name == "final" else position.best[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from trainable.checkpoint import (
     unpack_optimizer,
 )
 from trainable.evaluate import Pass
-from trainable.loop import EpochRow, Position, TrainingLoop
+from trainable.loop import EpochRow, Position, TrainingLoop, finite_logits
 from trainable.optim import build_optimizer
 from trainable.spec import EvalName, ExecSpec, RunSpec
 from trainable.surgery import LoadReport, State
@@ -55,6 +55,9 @@ class TrainingRun:
         self.numerics = provenance.numerics(device, exec_spec.cpu_threads)
         self.numerics_changed = False
         """Whether any part of the run was computed under another numerics fingerprint."""
+        self.code_sha256 = provenance.tree_sha256()
+        self.resumed_under: list[dict[str, Any]] = []
+        """Resumes under other numerics or code than before: the step, and what changed from what to what by name."""
         self.done = False
         evaluated = {"test": (stores.test, rows.test)}
         if rows.val is not None:
@@ -86,6 +89,7 @@ class TrainingRun:
         self._work = self._whole()
         self._saved_s = time.monotonic()
         self._complete = False
+        self._torn = False
 
     @property
     def position(self) -> Position:
@@ -108,27 +112,32 @@ class TrainingRun:
             StorageError: a checkpoint cannot be written.
         """
         deadline = time.monotonic() + seconds
-        for rows in self._work:
-            now = time.monotonic()
-            if now - self._saved_s >= self.exec_spec.save_every_s:
-                self.save()
-            if rows or now >= deadline:
-                break
-        else:
-            self.done = True
-            return []
-        if not rows:
-            self.loop.collect()
-        return rows
+        try:
+            for rows in self._work:
+                now = time.monotonic()
+                if now - self._saved_s >= self.exec_spec.save_every_s:
+                    self.save()
+                if rows or now >= deadline:
+                    break
+            else:
+                self.done = True
+                return []
+            if not rows:
+                self.loop.collect()
+            return rows
+        except BaseException:  # also an interrupt, which may have come in the middle of a step
+            self._torn = True
+            raise
 
     def save(self) -> None:
-        """Writes a checkpoint from which the run continues to the very same bits.
+        """Writes a checkpoint from which the run continues to the very same bits. After `advance` was interrupted it
+        writes none: the former one counts.
 
         Raises:
             NonFiniteLoss: there is nothing worth saving any more.
             StorageError: cannot be written; the former checkpoint is intact.
         """
-        if self._complete:
+        if self._complete or self._torn:
             return
         self.loop.collect()
         tensors = {f"model.{name}": value for name, value in self.loop.model.state_dict().items()}
@@ -140,13 +149,27 @@ class TrainingRun:
         self._write(tensors, {"optimizer": optimizer_meta, "loader": self.loop.train.state_dict(), "complete": False})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts the tensors, the loader and torch's generator back to where `save` found them."""
+        """Puts the tensors, the loader and torch's generator back to where `save` found them.
+
+        Raises:
+            CheckpointError: it is of other steps or classes than the run, or its parts contradict each other.
+            KeyError, TypeError, ValueError, RuntimeError: it has not what this version wrote. (The run may then have
+                taken a part of it, and cannot be used.)
+        """
         meta = checkpoint.meta
+        self._check(meta)
         self.report = meta["weights_report"]
-        self.numerics_changed = meta["numerics_changed"] or meta["numerics"] != self.numerics
-        if meta["numerics"] != self.numerics:
-            differing = [key for key in self.numerics if self.numerics[key] != meta["numerics"].get(key)]
-            self.notes.append(f"resumed under other numerics ({', '.join(differing)}): bits may differ; it is marked")
+        changed = provenance.differences(meta["numerics"], self.numerics)
+        self.numerics_changed = meta["numerics_changed"] or bool(changed)
+        if changed:
+            self.notes.append(f"resumed under other numerics ({said(changed)}): bits may differ; it is marked")
+        code = meta.get("code_sha256", self.code_sha256)  # older versions did not say
+        if code != self.code_sha256:
+            changed["code"] = [code[:12], self.code_sha256[:12]]
+            self.notes.append(f"resumed with other code ({code[:12]} to {self.code_sha256[:12]}); it is marked")
+        self.resumed_under = [*meta.get("resumed_under", [])]
+        if changed:
+            self.resumed_under.append({"step": self.position.step, "changed": changed})
         self.loop.model.load_state_dict(model_state(checkpoint))
         if meta["complete"]:
             self._complete = True
@@ -175,6 +198,7 @@ class TrainingRun:
             weights_report=self.report,
             numerics=self.numerics,
             numerics_changed=self.numerics_changed,
+            resumed_under=self.resumed_under,
             host=provenance.describe(self.loop.device),
             peak_memory_bytes=provenance.peak_memory_bytes(self.loop.device),
         )
@@ -208,12 +232,15 @@ class TrainingRun:
             if best["step"] == loop.total:
                 self._logits[name] = self._logits["final"]
                 return
-            loop.model.load_state_dict(model_state(self.folder.load(name)))
+            try:
+                loop.model.load_state_dict(model_state(self.folder.load(name)))
+            except (FileNotFoundError, CheckpointError) as error:
+                raise CheckpointError(f"{error}; lost while the run went on: the same command begins it anew") from None
         began = time.perf_counter()
         one = Pass(loop.model, loop.evaluated["test"], loop.device, self.spec)
         for _ in one:
             yield []
-        self._logits[name] = one.logits()
+        self._logits[name] = finite_logits(one.logits(), f"test split ({name})", self.position.step)
         self.position.evaluate_s += time.perf_counter() - began
         self._check_against_curve(name)
 
@@ -223,10 +250,24 @@ class TrainingRun:
         seen = next(row["top1"] for row in self.position.rows if row["step"] == step and row["split"] == "test")
         found = float((self._logits[name].argmax(axis=1) == self.rows.test.labels).mean())
         if found != seen and not self.numerics_changed:
+            aside = self.folder.set_aside()
             raise CheckpointError(
                 f"{self.folder.path('checkpoint')}: the weights kept as {name} give top-1 {found:.4f} on the test "
-                f"split, {seen:.4f} was seen at step {step}; remove the folder and run again"
+                f"split, {seen:.4f} was seen at step {step}; set aside as {aside}, the same command begins the run anew"
             )
+
+    def _check(self, meta: dict[str, Any]) -> None:
+        """Refuses a checkpoint that would resume, but to something else."""
+        position = self.position
+        expected = {"total_steps": self.loop.total, "num_classes": len(self.rows.classes), "step": position.step}
+        faults = [f"{key} {meta[key]}, not {value}" for key, value in expected.items() if meta.get(key, value) != value]
+        batches = self.loop.total
+        if not meta["complete"]:
+            batches = meta["loader"]["epoch"] * len(self.loop.train) + meta["loader"]["batch"]
+        if batches != position.step:
+            faults.append(f"{batches} batches were read in {position.step} steps")
+        if faults:
+            raise CheckpointError(f"{self.folder.path('checkpoint/last')}: {'; '.join(faults)}")
 
     def _write(self, tensors: State, meta: dict[str, Any]) -> None:
         position = self.position
@@ -236,12 +277,20 @@ class TrainingRun:
                 **meta,
                 "position": position.as_dict(),
                 "step": position.step,
+                "total_steps": self.loop.total,
                 "num_classes": len(self.rows.classes),
                 "numerics": self.numerics,
                 "numerics_changed": self.numerics_changed,
+                "code_sha256": self.code_sha256,
+                "resumed_under": self.resumed_under,
                 "weights_report": self.report,
             },
             self.loop.best_weights,
         )
         self.loop.best_weights = {}
         self._saved_s = time.monotonic()
+
+
+def said(changed: Mapping[str, Sequence[Any]]) -> str:
+    """What changed from what to what, for people."""
+    return ", ".join(f"{name} {old} to {new}" for name, (old, new) in changed.items())

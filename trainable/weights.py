@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import requests
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from trainable.credentials import redacted
 from trainable.spec import InitSpec
-from trainable.surgery import State
+
+if TYPE_CHECKING:
+    from trainable.surgery import State
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HUB_TIMEOUT_S = 5
+SOURCE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}"
+"""A timm tag, or the name of a file below `--weights`."""
 
 
 class MissingWeights(Exception):
@@ -46,6 +51,11 @@ def find_weights(init: InitSpec, weights_path: Path | None, *, download: bool) -
         MissingWeights: nowhere to be found, unreadable, or not the ones whose SHA-256 the spec names.
     """
     assert init.source is not None, "checked by InitSpec"
+    if not re.fullmatch(SOURCE, init.source) or ".." in init.source.split("/"):
+        raise MissingWeights(
+            f"weights {init.source}: must be a name within --weights, not a path that leaves it: letters, digits, "
+            "'.', '_', '-', and '/' between them"
+        )
     path = _local(init.source, weights_path)
     if path is None:
         if init.kind == "file":
@@ -67,6 +77,9 @@ def read_weights(path: Path) -> State:
     Raises:
         MissingWeights: unreadable, or holds anything but tensors by name.
     """
+    import torch
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -84,6 +97,8 @@ def read_weights(path: Path) -> State:
 
 def tensors_sha256(state: State) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of the tensors, in order of their names."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].contiguous()
@@ -107,8 +122,6 @@ def _candidates(source: str, folder: Path) -> Iterator[Path]:
 def _local(source: str, folder: Path | None) -> Path | None:
     if folder is None:
         return None
-    if Path(source).is_absolute() or ".." in Path(source).parts:
-        raise MissingWeights(f"weights {source}: must be a name within --weights, not a path that leaves it")
     return next((path for path in _candidates(source, folder) if path.is_file()), None)
 
 
@@ -134,13 +147,13 @@ def _hub(source: str, folder: Path | None, download: bool) -> Path:
         try:  # the hub's client retries for half a minute when there is no network: ask once, briefly, first
             requests.head(endpoint, timeout=HUB_TIMEOUT_S)
         except requests.RequestException as error:
-            why = f"{endpoint} cannot be reached ({error.__class__.__name__})"
+            why = f"{redacted(endpoint)} cannot be reached ({error.__class__.__name__})"
         else:
             for file in HUB_FILES:
                 try:
                     return Path(huggingface_hub.hf_hub_download(repository, file))
                 except (HfHubHTTPError, OSError, ValueError) as error:
-                    why = f"{repository} cannot be had from {endpoint} ({error.__class__.__name__})"
+                    why = f"{repository} cannot be had from {redacted(endpoint)} ({error.__class__.__name__})"
     raise MissingWeights(
         f"weights {source}: {why}, and {_looked_at(source, folder)}; put a local copy into a folder and add "
         "--weights DIR"

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from failing_s3 import failing_s3
 from stores import assert_same_results
 from toy import exec_spec, run_spec
 
 from datasets.store import Dataset
 from trainable import attempt as attempts
 from trainable import records
+from trainable import storage as storage_module
 from trainable.attempt import Attempt, RunFailed, RunLocked
 from trainable.spec import RunSpec
-from trainable.storage import Storage
+from trainable.storage import Storage, StorageError
 
 
 @pytest.fixture
@@ -88,8 +92,32 @@ def test_a_held_run_is_refused_and_says_by_whom(
     holder.stop()
 
 
+def test_what_a_living_driver_holds_is_refused_at_once_and_a_dead_ones_is_waited_for(
+    storage: Storage, data_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living = {"driver": {"host": socket.gethostname(), "pid": os.getppid()}}
+    holder = Attempt(spec, exec_spec(data_path), storage, living)
+    began = time.monotonic()
+    with pytest.raises(RunLocked, match=rf"scheduled by process {os.getppid()} on .* is locked"):
+        Attempt(spec, exec_spec(data_path), storage)
+    assert time.monotonic() - began < attempts.LOCK_WAIT_S / 2
+    holder.stop()
+
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dying = Attempt(spec, exec_spec(data_path), storage, {"driver": {"host": socket.gethostname(), "pid": gone.pid}})
+    waiting = threading.Thread(target=lambda: Attempt(spec, exec_spec(data_path), storage).stop())
+    waiting.start()
+    time.sleep(1.0)
+    assert waiting.is_alive()
+    dying.stop()
+    waiting.join()
+    assert [record.outcome for record in records.read_attempts(storage)] == ["stopped"] * 3
+
+
 WORKER = """
 import sys
+import threading
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -156,3 +184,66 @@ def test_the_attempt_names_its_process(storage: Storage, data_path: Path, spec: 
     (name,) = storage.names("attempts")
     assert json.loads(storage.read(f"attempts/{name}"))["pid"] == os.getpid()
     attempt.stop()
+
+
+def test_the_lock_file_of_a_dead_process_elsewhere_holds_nothing_up(
+    storage: Storage, data_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine is gone: the file stays, and nobody holds it."""
+    records.start_attempt(storage, spec.run_id, "a", {"host": "gone", "pid": 1, "number": 1})
+    assert storage.local_root is not None
+    lock = storage.local_root / "runs" / spec.run_id / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setattr(attempts, "LOCK_WAIT_S", 0.0)
+    finish(Attempt(spec, exec_spec(data_path), storage))
+    assert [record.outcome for record in records.read_attempts(storage)] == [None, "done"]
+
+
+def test_a_commit_counts_although_what_follows_it_cannot_be_written(
+    storage: Storage, data_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Attempt(spec, exec_spec(data_path), storage)
+    publish = Storage.publish
+
+    def full(self: Storage, path: str, content: bytes) -> None:
+        if path.startswith(("costs/", "attempts/")):
+            raise StorageError("no room")
+        publish(self, path, content)
+
+    monkeypatch.setattr(Storage, "publish", full)
+    finish(attempt)
+    assert attempt.done and storage.names("dims/classes") and storage.names("dims/samples")
+    assert Attempt(spec, exec_spec(data_path), storage).already_done
+    assert [record.outcome for record in records.read_attempts(storage)] == [None]
+
+
+def test_a_run_goes_on_where_every_request_fails_three_times(
+    s3_uri: str, data_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(storage_module, "PAUSES_S", (0.001,) * 7)
+    whole = Storage(str(tmp_path / "whole"))
+    finish(Attempt(spec, exec_spec(data_path), whole))
+    with failing_s3(s3_uri, 3) as proxy:
+        store = proxy.storage("three")
+        finish(Attempt(spec, exec_spec(data_path), store))
+        assert set(proxy.failed.values()) == {3} and len(proxy.failed) > 15
+        assert_same_results(whole, store)
+
+
+def test_storage_that_stops_working_ends_the_attempt_with_one_message(
+    s3_uri: str, data_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(storage_module, "PAUSES_S", (0.001,) * 7)
+    whole = Storage(str(tmp_path / "whole"))
+    finish(Attempt(spec, exec_spec(data_path), whole))
+    with failing_s3(s3_uri, 0) as proxy:
+        store = proxy.storage("stops")
+        attempt = Attempt(spec, exec_spec(data_path, save_every_s=1e-9), store)
+        attempt.advance()
+        proxy.failures = -1
+        with pytest.raises(RunFailed, match=r"StorageError: s3://\S+ cannot be written .* could not be recorded"):
+            finish(attempt)
+        proxy.failures = 0
+        finish(Attempt(spec, exec_spec(data_path), store))
+        assert_same_results(whole, store)

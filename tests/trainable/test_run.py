@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import torch
 from toy import exec_spec, run_spec
 
 from datasets.store import Dataset, open_dataset
-from trainable.checkpoint import CheckpointError, RunFolder
+from trainable import provenance
+from trainable.checkpoint import CheckpointError, RunFolder, save_checkpoint
 from trainable.loop import NonFiniteLoss, mixed_cross_entropy
 from trainable.run import SpecError, open_run
 from trainable.storage import Storage
@@ -22,6 +26,12 @@ from trainable.tables import AttemptInfo
 from trainable.training import TrainingRun
 
 MIXUP = {"augment.mix": "mixup", "augment.mix_alpha": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _collects_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second each time in a test's large process; `test_costs.py` measures memory."""
+    monkeypatch.setattr("trainable.opening.reset_peak_memory", lambda device: None)
 
 
 @pytest.fixture
@@ -191,6 +201,233 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_anew(
     assert outcome(finished(again)) == outcome(whole)
 
 
+def rewritten(run: TrainingRun, name: str, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Changes tensors or meta of a checkpoint as another version of this project would have written them: whole, with a
+    digest that fits."""
+    checkpoint = run.folder.load(name)
+    step = checkpoint.meta["step"]
+    path = "last/state" if name == "last" else f"{name}/{step}"
+    tensors, meta = dict(checkpoint.tensors), dict(checkpoint.meta)
+    change(tensors, meta)
+    save_checkpoint(run.folder.storage, run.folder.path(f"checkpoint/{path}.safetensors"), tensors, meta)
+
+
+def _set(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda tensors, meta: meta.__setitem__(key, value)
+
+
+def _cut(name: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda tensors, meta: tensors.__setitem__(name, tensors[name][:1].clone())
+
+
+FOREIGN: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], None], str]] = {
+    "another format": ("last", _set("format", 2), "format 2, this version reads format 1"),
+    "no position": ("last", lambda tensors, meta: meta.pop("position"), "does not say which weights were the best"),
+    "strange best": ("last", _set("position", {"best": {"best_on_test": 3}}), "does not say which weights"),
+    "strange position": ("last", _set("position", {"best": {}, "steps": 4}), "not as this version writes it"),
+    "no loader": (
+        "last",
+        lambda tensors, meta: meta.pop("loader"),
+        "not as this version writes it .KeyError: 'loader'",
+    ),
+    "loader of another version": (
+        "last",
+        _set("loader", {"version": 9, "epoch": 1, "batch": 0}),
+        "version 9 cannot be",
+    ),
+    "loader elsewhere": (
+        "last",
+        _set("loader", {"version": 1, "epoch": 0, "batch": 3}),
+        "3 batches were read in 4 steps",
+    ),
+    "other steps": ("last", _set("total_steps", 99), "total_steps 99, not 12"),
+    "other classes": ("last", _set("num_classes", 5), "num_classes 5, not 3"),
+    "no numerics": ("last", lambda tensors, meta: meta.pop("numerics"), "KeyError: 'numerics'"),
+    "numerics of another shape": ("last", _set("numerics", []), "not as this version writes it"),
+    "no optimiser": ("last", lambda tensors, meta: meta.pop("optimizer"), "KeyError: 'optimizer'"),
+    "optimiser renamed": (
+        "last",
+        lambda tensors, meta: tensors.__setitem__("optimizer.0.average", tensors.pop("optimizer.0.exp_avg")),
+        "optimiser state 0 has average, exp_avg_sq, step",
+    ),
+    "optimiser of another shape": ("last", _cut("optimizer.2.exp_avg"), "exp_avg is not of the parameter's shape"),
+    "optimiser of another model": ("last", lambda t, meta: t.__setitem__("optimizer.999.step", t["rng.cpu"]), "999"),
+    "a tensor of another shape": ("last", _cut("model.head.weight"), "checkpoint/last: its tensors are not those"),
+    "a tensor of another dtype": (
+        "last",
+        lambda t, meta: t.__setitem__("model.head.weight", t["model.head.weight"].half()),
+        "checkpoint/last: its tensors are not those",
+    ),
+    "a tensor less": ("last", lambda tensors, meta: tensors.pop("model.head.weight"), "its tensors are not those"),
+    "no generator": ("last", lambda tensors, meta: tensors.pop("rng.cpu"), "KeyError: 'rng.cpu'"),
+    "a strange generator": ("last", _cut("rng.cpu"), "not as this version writes it"),
+    "best of another shape": ("best_on_test", _cut("model.head.weight"), "best_on_test: its tensors are not those"),
+    "best of another step": ("best_on_test", _set("step", 8), "holds the weights of step 8"),
+    "best of another run": ("best_on_test", _set("run_id", "b" * 16), "belongs to run b{16}, not to"),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, data_path: Path, toy: Dataset) -> tuple[Path, tuple[Any, ...]]:
+    """A results root with a run that is saved after its first evaluation, and how the run ends."""
+    root = tmp_path_factory.mktemp("begun")
+    run = opened(Storage(str(root)), data_path, toy, {})
+    run.advance()
+    run.save()
+    run.close()
+    whole = finished(opened(Storage(str(tmp_path_factory.mktemp("whole"))), data_path, toy, {}))
+    return root, outcome(whole)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_another_version_wrote_is_set_aside_and_the_run_begins_anew(
+    kind: str, begun: tuple[Path, tuple[Any, ...]], tmp_path: Path, data_path: Path, toy: Dataset
+) -> None:
+    shutil.copytree(begun[0], tmp_path / "results")
+    storage = Storage(str(tmp_path / "results"))
+    name, change, message = FOREIGN[kind]
+    rewritten(opened(storage, data_path, toy, {}), name, change)
+    again = opened(storage, data_path, toy, {})
+    assert again.position.step == 0 and again.numerics_changed is False
+    (note,) = again.notes
+    assert re.search(message, note) and "set aside as runs/" in note and note.endswith("the run begins anew")
+    if kind in ("no generator", "best of another step"):  # the last and the first that is noticed
+        assert outcome(finished(again)) == begun[1]
+
+
+def test_an_empty_card_does_not_cost_the_checkpoint(
+    begun: tuple[Path, tuple[Any, ...]], tmp_path: Path, data_path: Path, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory to resume is no fault of the checkpoint."""
+    shutil.copytree(begun[0], tmp_path / "results")
+    storage = Storage(str(tmp_path / "results"))
+
+    def fail(*arguments: object) -> None:
+        torch.empty(10**15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainable.training.unpack_optimizer", fail)
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            opened(storage, data_path, toy, {})
+    assert opened(storage, data_path, toy, {}).position.step == 4
+
+
+def test_other_code_is_allowed_and_marked(
+    begun: tuple[Path, tuple[Any, ...]], tmp_path: Path, data_path: Path, toy: Dataset
+) -> None:
+    shutil.copytree(begun[0], tmp_path / "results")
+    storage = Storage(str(tmp_path / "results"))
+    rewritten(opened(storage, data_path, toy, {}), "last", _set("code_sha256", "0" * 64))
+    again = opened(storage, data_path, toy, {})
+    assert again.position.step == 4 and not again.numerics_changed
+    here = provenance.tree_sha256()[:12]
+    assert again.notes == [f"resumed with other code (000000000000 to {here}); it is marked"]
+    again.save()
+    third = opened(storage, data_path, toy, {})
+    assert third.notes == [], "said once, kept for good"
+    assert third.resumed_under == [{"step": 4, "changed": {"code": ["000000000000", here]}}]
+    assert outcome(finished(third)) == begun[1]
+
+
+def test_a_model_that_ends_in_no_numbers_fails(
+    storage: Storage, data_path: Path, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very last step writes weights that no loss has seen."""
+    run = opened(storage, data_path, toy, {})
+    step = run.loop.optimizer.step
+
+    def last_step() -> None:
+        step()
+        if run.position.step == run.loop.total - 1:
+            with torch.no_grad():
+                next(run.loop.model.parameters()).fill_(math.nan)
+
+    monkeypatch.setattr(run.loop.optimizer, "step", last_step)
+    with pytest.raises(NonFiniteLoss, match=r"the logits of 30 of 30 images of the test split .* at step 12; lower"):
+        finished(run)
+
+
+def test_averages_that_overflow_fail_where_the_loss_does_not_show_it(
+    storage: Storage, data_path: Path, toy: Dataset
+) -> None:
+    """BatchNorm trains by the batch and is evaluated by its averages."""
+    run = opened(storage, data_path, toy, {"model.name": "small_resnet", **MIXUP})
+    norm = next(module for module in run.loop.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert norm.running_var is not None
+    norm.running_var.fill_(math.inf)
+    norm.running_mean.fill_(math.nan)  # type: ignore[union-attr]
+    with pytest.raises(NonFiniteLoss, match=r"the logits of 30 of 30 images of the test split .* at step 4"):
+        finished(run)
+
+
+@pytest.mark.parametrize("fields", [{}, MIXUP, {"model.name": "small_resnet", "optim.precision": "bfloat16"}])
+def test_a_loss_that_is_no_number_in_the_last_batch_is_seen(
+    fields: dict[str, Any], storage: Storage, data_path: Path, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = opened(storage, data_path, toy, fields)
+    forward = run.loop.model.forward
+
+    def poisoned(images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = forward(images)
+        return logits * math.nan if run.loop.model.training and run.position.step == 11 else logits
+
+    monkeypatch.setattr(run.loop.model, "forward", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"the loss was not a finite number at step 11 \(epoch 2\.75"):
+        finished(run)
+
+
+def test_an_interrupt_in_the_middle_of_a_step_saves_nothing(
+    tmp_path: Path, data_path: Path, toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the weights are a step ahead then."""
+    whole = finished(opened(Storage(str(tmp_path / "whole")), data_path, toy, MIXUP))
+    storage = Storage(str(tmp_path / "interrupted"))
+    run = opened(storage, data_path, toy, MIXUP)
+    run.advance()
+    run.save()
+    step = run.loop.optimizer.step
+
+    def interrupted() -> None:
+        step()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.loop.optimizer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.advance()
+    run.save()
+    run.close()
+    again = opened(storage, data_path, toy, MIXUP)
+    assert again.position.step == 4
+    assert outcome(finished(again)) == outcome(whole)
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone", "other weights"])
+def test_a_best_checkpoint_harmed_while_the_run_goes_on_is_mended_by_a_rerun(
+    harm: str, tmp_path: Path, data_path: Path, toy: Dataset
+) -> None:
+    whole = finished(opened(Storage(str(tmp_path / "whole")), data_path, toy, {}))
+    best = whole.position.best["best_on_test"]["step"]
+    assert best < whole.position.step
+    storage = Storage(str(tmp_path / "harmed"))
+    run = opened(storage, data_path, toy, {})
+    while run.progress < 1:
+        run.advance()
+    run.save()
+    path = run.folder.path(f"checkpoint/best_on_test/{best}.safetensors")
+    if harm == "other weights":
+        rewritten(run, "best_on_test", lambda t, meta: t.update({name: torch.zeros_like(t[name]) for name in t}))
+    elif harm == "gone":
+        storage.delete(path)
+    else:
+        storage.put(path, storage.read(path)[:-1])
+    with pytest.raises(CheckpointError, match="the same command begins"):
+        finished(run)
+    run.close()
+    again = opened(storage, data_path, toy, {})
+    assert again.position.step == 0
+    assert outcome(finished(again)) == outcome(whole)
+
+
 def test_logits_beyond_half_precision_stay_finite(storage: Storage, data_path: Path, toy: Dataset) -> None:
     run = finished(opened(storage, data_path, toy, {"budget.epochs": 1}))
     run._logits["final"] = run._logits["final"] * np.float32(1e6)
@@ -217,7 +454,7 @@ def test_other_threads_are_allowed_and_marked(storage: Storage, data_path: Path,
     run.close()
     again = opened(storage, data_path, toy, {}, cpu_threads=2)
     torch.set_num_threads(1)
-    assert again.numerics_changed and "other numerics (threads)" in again.notes[0]
+    assert again.numerics_changed and "other numerics (threads 1 to 2)" in again.notes[0]
     finished(again)
 
 
@@ -272,6 +509,43 @@ def test_a_child_starts_from_its_parents_weights(storage: Storage, data_path: Pa
     assert not torch.equal(state["head.weight"], best["model.head.weight"])
     assert run.report["new"] == run.report["dropped"] == ("head.bias", "head.weight")
     assert run.spec.run_id != parent.spec.run_id
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("cut", "not a whole checkpoint"),
+        ("another run's", r"belongs to run c{16}, not to a{16}"),
+        ("altered", "its content was altered"),
+    ],
+)
+def test_a_harmed_parent_is_an_error_that_names_the_mend(
+    harm: str, message: str, begun: tuple[Path, tuple[Any, ...]], tmp_path: Path, data_path: Path, toy: Dataset
+) -> None:
+    shutil.copytree(begun[0], tmp_path / "results")
+    storage = Storage(str(tmp_path / "results"))
+    run = opened(storage, data_path, toy, {})
+    parent = "a" * 16 if harm == "another run's" else run.spec.run_id
+    path = f"runs/{parent}/checkpoint/last/state.safetensors"
+    content = storage.read(run.folder.path("checkpoint/last/state.safetensors"))
+    harmed = {"cut": content[:-5], "altered": content[:-1] + b"?"}
+    if harm == "another run's":
+        rewritten(run, "last", _set("run_id", "c" * 16))
+        harmed[harm] = storage.read(run.folder.path("checkpoint/last/state.safetensors"))
+    storage.put(path, harmed[harm])
+    child = {"init.kind": "parent", "init.source": parent, "init.checkpoint": "last", "seed": 5}
+    with pytest.raises(
+        CheckpointError, match=rf"parent run {parent}: .*{message}.* remove .*/commits/{parent}--\*\.json to have"
+    ):
+        opened(storage, data_path, toy, child, parent=parent)
+    assert storage.read(path) == harmed[harm], "a parent's checkpoint is never set aside by its child"
+
+
+def test_a_parent_of_other_classes_is_said(storage: Storage, data_path: Path, toy: Dataset) -> None:
+    parent = finished(opened(storage, data_path, toy, {"data.classes": [0, 1]}))
+    child = {"init.kind": "parent", "init.source": parent.spec.run_id, "init.checkpoint": "last", "seed": 5}
+    with pytest.raises(WeightsError, match=r"head\.weight is \[2, \d+\], the model needs \[3, \d+\].*new_head leaves"):
+        opened(storage, data_path, toy, child, parent=parent.spec.run_id)
 
 
 def test_a_parent_without_weights_is_said(storage: Storage, data_path: Path, toy: Dataset) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from toy import BASE, run_spec
 
+from trainable.schemas import TRIALS, spec_columns
 from trainable.spec import ExecSpec, RunSpec
 
 
@@ -130,3 +131,39 @@ def test_unresolved_says_what_is_missing() -> None:
     hub = {"data.content_sha256": "ab", "init.kind": "hub", "init.source": "resnet50.a1_in1k"}
     assert run_spec(hub).unresolved() == "init.sha256: the weights resnet50.a1_in1k are not at hand"
     assert run_spec({**hub, "init.sha256": "cd"}).unresolved() is None
+
+
+def test_columns_of_trials_say_what_the_spec_says() -> None:
+    """Every value once only, so that none can stand for another."""
+    fields = {
+        "data.dataset": "toy",
+        "data.content_sha256": "a" * 64,
+        "data.image_size": 48,
+        "data.limit_train": 41,
+        "data.limit_eval": 42,
+        "data.val_fraction": 0.25,
+        "augment.mix": "mixup",
+        "augment.mix_alpha": 0.7,
+        "augment.mix_prob": 0.9,
+        "augment.mix_scope": "sample",
+        "augment.pad_crop": 3,
+        "augment.train_crop": 40,
+        "augment.hflip_prob": 0.5,
+        "augment.normalize": "imagenet",
+        "model.name": "small_resnet",
+        "init.kind": "hub",
+        "init.source": "tag",
+        "init.sha256": "b" * 64,
+        "optim.name": "adamw",
+        "optim.lr": 0.02,
+        "optim.weight_decay": 0.05,
+        "optim.schedule": "constant",
+        "optim.precision": "bfloat16",
+        "budget.batch_size": 17,
+    }
+    names = {"data.dataset": "dataset", "model.name": "model", "optim.name": "optimizer"}
+    names |= {path: path.replace(".", "_") for path in fields if path.startswith("init.")}
+    expected = {names.get(path, path.split(".")[1]): value for path, value in fields.items()}
+    found = spec_columns(run_spec({**fields, "seed": 19}).model_dump(mode="json"))
+    assert found == {**expected, "seed": 19, "spec_version": 1}
+    assert found.keys() <= set(TRIALS.names)

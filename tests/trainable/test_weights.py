@@ -181,7 +181,27 @@ def test_a_file_without_tensors_is_named(tmp_path: Path) -> None:
         read_weights(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("source", ["../secret.pth", "/etc/secret.pth"])
+@pytest.mark.parametrize("source", ["../secret.pth", "/etc/secret.pth", "a/../../secret.pth", "..\\x.pth", "*", "x\n"])
 def test_sources_cannot_leave_the_folder(source: str, tmp_path: Path) -> None:
-    with pytest.raises(MissingWeights, match="must be a name within --weights"):
-        find_weights(hub(source, kind="file"), tmp_path, download=False)
+    for kind, folder in (("file", tmp_path), ("hub", tmp_path), ("hub", None)):
+        with pytest.raises(MissingWeights, match="must be a name within --weights"):
+            find_weights(hub(source, kind=kind), folder, download=False)
+
+
+HEADERS = {
+    "length beyond all memory": b"\xff" * 8 + b"{}",
+    "length of a gigabyte": (1 << 30).to_bytes(8, "little") + b"{}",
+    "shape beyond all memory": b'{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}',
+    "data beyond the file": b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}',
+    "offsets that fall": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}}',
+    "nested": b"[" * 200_000,
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_hostile_headers_are_named(name: str, tmp_path: Path) -> None:
+    header = HEADERS[name]
+    whole = header if header.startswith(b"\xff") or b"@" in header[:8] else len(header).to_bytes(8, "little") + header
+    (tmp_path / "x.safetensors").write_bytes(whole + bytes(4))
+    with pytest.raises(MissingWeights, match=r"x\.safetensors: not a readable weight file \(.*\); get it anew"):
+        read_weights(tmp_path / "x.safetensors")
