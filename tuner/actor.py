@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import ray
 from ray import tune
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -18,51 +19,89 @@ def thread_environment(threads: int) -> dict[str, str]:
 class RunActor(tune.Trainable):
     """Trains one run; a failure of the run is a result (`failure`), so that Tune retries only lost processes."""
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard shows of the process. Asked once, so a worker that is reused keeps its first run's."""
+        return f"first run: {self._name}"
+
     def setup(self, config: dict[str, Any]) -> None:
-        """Opens or resumes the run of `config`: spec and exec (JSON), results (URI), report_s."""
+        """Opens or resumes the run of `config`: label, spec and exec (JSON), results (URI), report_s, driver."""
+        self._name = config["label"]
         self._attempt: Any = None
         self._failure: str | None = None
+        self._out_of_memory = self._held = False
         self._report_s = float(config["report_s"])
         threads = int(config["cpu_threads"])
         os.environ.update(thread_environment(threads))  # an inherited value would win over Ray's own setting
-        from trainable.attempt import Attempt, RunFailed, RunLocked  # imports torch: only now, with threads capped
+        from trainable.attempt import Attempt, RunLocked  # imports torch: only now, with threads capped
         from trainable.spec import ExecSpec, RunSpec
-        from trainable.storage import Storage, StorageError
+        from trainable.storage import Storage
 
-        self._failures = (RunFailed, RunLocked, StorageError)
         try:
             self._attempt = Attempt(
                 RunSpec.model_validate_json(config["spec"]),
                 ExecSpec.model_validate_json(config["exec"]),
                 Storage(config["results"]),
+                {
+                    "node": ray.util.get_node_ip_address(),
+                    "gpus": ray.get_runtime_context().get_accelerator_ids()["GPU"],
+                    "driver": config["driver"],
+                },
             )
-        except self._failures as error:
-            self._failure = str(error)
-        check_threads(threads)
+            check_threads(threads)
+        except RunLocked as error:
+            self._held = True
+            self._fail(error)
+        except Exception as error:
+            self._fail(error)
 
     def step(self) -> dict[str, Any]:
         """Trains for a few seconds, to the next evaluation or to the end."""
         rows: list[dict[str, Any]] = []
+        vitals: dict[str, Any] = {}
         if self._failure is None:
+            run = self._attempt.run
             try:
                 rows = self._attempt.advance(self._report_s)
-            except self._failures as error:
-                self._failure = str(error)
+                vitals = _vitals(run, rows)
+            except Exception as error:
+                self._fail(error)
         if self._failure is not None:
-            return {"done": True, "committed": False, "failure": self._failure, "progress": 0.0, "rows": []}
+            return {
+                "done": True,
+                "committed": False,
+                "failure": self._failure,
+                "out_of_memory": self._out_of_memory,
+                "held": self._held,
+                "progress": 0.0,
+                "rows": [],
+            }
         done = self._attempt.done
         return {
             "done": done,
             "committed": done,
             "failure": None,
+            "out_of_memory": False,
+            "held": False,
             "progress": self._attempt.progress,
             "rows": rows,
+            **vitals,
         }
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Leaves the run that Tune stopped, if any, and opens another in this same process."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
 
     def cleanup(self) -> None:
         """Called when Tune stops the trial: leaves a checkpoint behind unless the run is over."""
         if self._attempt is not None:
             self._attempt.stop()
+
+    def _fail(self, error: Exception) -> None:
+        known = type(error).__module__.startswith("trainable.")  # these say what happened and what to do
+        self._failure = str(error) if known else f"{type(error).__name__}: {error}"
+        self._out_of_memory = bool(getattr(error, "out_of_memory", False))
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Tune's own checkpoints are not used; a run keeps its own."""
@@ -70,6 +109,20 @@ class RunActor(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `save_checkpoint`."""
+
+
+def _vitals(run: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How fast a `TrainingRun` (None where it was done before) trains since its last evaluation, and how much memory
+    it has taken."""
+    if run is None:
+        return {}
+    from trainable import provenance
+
+    sums = run.position.sums
+    speed = next((row["images_per_s"] for row in rows if row["split"] == "train"), None)
+    if speed is None and sums.train_s:
+        speed = sums.num_images / sums.train_s
+    return {"images_per_s": speed, "peak_memory_bytes": provenance.peak_memory_bytes(run.loop.device)}
 
 
 def check_threads(threads: int) -> None:

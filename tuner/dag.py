@@ -18,9 +18,19 @@ class RunState(Enum):
     BLOCKED = "blocked"
     """Cannot start: data or weights are not at hand, or a parent failed or is blocked."""
 
+    PRUNED = "pruned"
+    """A sweep's trial that was ended early: by a scheduler, or because its loss was no finite number any more."""
+
+    HELD = "held"
+    """Another process trains it. Its children keep waiting; it is looked at again once it is let go."""
+
     def is_finished(self) -> bool:
         """Whether nothing more will happen to it in this invocation."""
-        return self in (RunState.DONE, RunState.FAILED, RunState.BLOCKED)
+        return self in (RunState.DONE, RunState.FAILED, RunState.BLOCKED, RunState.PRUNED, RunState.HELD)
+
+
+_ENDS = (RunState.DONE, RunState.FAILED, RunState.PRUNED, RunState.HELD)
+_NEVER_DONE = (RunState.FAILED, RunState.BLOCKED, RunState.PRUNED)
 
 
 class RunDag:
@@ -28,7 +38,7 @@ class RunDag:
 
     Args:
         parents: run ids that must be done first, by run id; every id named must be a key.
-        finished: runs that are DONE, or BLOCKED from the outset.
+        finished: runs that are DONE, PRUNED, HELD, or BLOCKED from the outset.
 
     Raises:
         ValueError: an unknown parent, or parents that form a circle.
@@ -45,10 +55,27 @@ class RunDag:
         self._check_circles()
         self.states = {run_id: finished.get(run_id, RunState.WAITING) for run_id in parents}
         for run_id in parents:
-            if self.states[run_id] in (RunState.BLOCKED, RunState.FAILED):
+            if self.states[run_id] in _NEVER_DONE:
                 self._block_descendants(run_id)
         for run_id in parents:
             self._wake(run_id)
+
+    def add(self, run_id: str, parents: tuple[str, ...], state: RunState = RunState.WAITING) -> None:
+        """A further run, whose parents are here already; it may be DONE, PRUNED or BLOCKED from the outset.
+
+        Raises:
+            ValueError: the run is here already, or a parent is not.
+        """
+        if run_id in self._parents:
+            raise ValueError(f"run {run_id} is part of the grid already")
+        if unknown := [parent for parent in parents if parent not in self._parents]:
+            raise ValueError(f"run {run_id} needs {unknown[0]}, which is not part of the grid")
+        self._parents[run_id], self._children[run_id], self.states[run_id] = parents, [], state
+        for parent in parents:
+            self._children[parent].append(run_id)
+            if self.states[parent] in _NEVER_DONE:
+                self._block_descendants(parent)
+        self._wake(run_id)
 
     def ready(self) -> list[str]:
         """Runs that may start now, in the order of the grid."""
@@ -69,22 +96,36 @@ class RunDag:
         self.states[run_id] = RunState.RUNNING
 
     def finish(self, run_id: str, state: RunState) -> list[str]:
-        """RUNNING becomes DONE or FAILED; children become ready or blocked.
+        """RUNNING becomes DONE, FAILED, PRUNED or HELD; children become ready or blocked, or keep waiting.
 
         Returns:
             The runs that are newly blocked.
 
         Raises:
-            ValueError: the run is not running, or the state is neither.
+            ValueError: the run is not running, or the state is none of these.
         """
-        if self.states[run_id] is not RunState.RUNNING or state not in (RunState.DONE, RunState.FAILED):
+        if self.states[run_id] is not RunState.RUNNING or state not in _ENDS:
             raise ValueError(f"run {run_id} cannot go from {self.states[run_id].value} to {state.value}")
         self.states[run_id] = state
-        if state is RunState.FAILED:
+        if state in _NEVER_DONE:
             return self._block_descendants(run_id)
         for child in self._children[run_id]:
             self._wake(child)
         return []
+
+    def retry(self, run_id: str) -> None:
+        """RUNNING becomes READY again.
+
+        Raises:
+            ValueError: the run is not running.
+        """
+        if self.states[run_id] is not RunState.RUNNING:
+            raise ValueError(f"run {run_id} is {self.states[run_id].value}, not running")
+        self.states[run_id] = RunState.READY
+
+    def children(self, run_id: str) -> list[str]:
+        """The runs that start from this one."""
+        return list(self._children[run_id])
 
     def longest_path(self, cost: Mapping[str, float]) -> dict[str, float]:
         """For every run its own cost and that of its most costly chain of descendants that are not done."""

@@ -103,7 +103,7 @@ class LocalFacts:
         """Hash and empty text, or None and the reason; each source is looked for once."""
         source = str(init.source)
         if source not in self._weights:
-            from trainable.weights import MissingWeights, find_weights  # imports torch: only where weights are wanted
+            from trainable.weights import MissingWeights, find_weights  # slow to import: only where weights are wanted
 
             try:
                 found = find_weights(init, self._weights_path, download=self._download)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,18 @@ from pydantic import ValidationError
 from trainable.models import nearest
 from trainable.spec import InitSpec, RunSpec
 from tuner.facts import Facts, PinnedFacts
-from tuner.grid_file import Block, Faults, Override, PublishedValues, Row, dotted, explain, inherit, read_experiments
+from tuner.grid_file import (
+    Block,
+    Faults,
+    Override,
+    PublishedValues,
+    Row,
+    dotted,
+    explain,
+    inherit,
+    leaves,
+    read_experiments,
+)
 from tuner.yaml_file import as_text
 
 
@@ -112,7 +123,8 @@ def load_grid(path: Path, name: str, selection: Selection | None = None, facts: 
     faults = Faults(path)
     file = read_experiments(path, faults)
     if name not in file.grids:
-        faults.add(f"--grid {name}", f"is not one of {', '.join(file.grids)}{nearest(name, file.grids)}")
+        known = [*file.grids, *file.sweeps]
+        faults.add(f"--grid {name}", f"is not one of {', '.join(known)}{nearest(name, known)}")
         faults.stop()
     block = inherit(file, name, faults)
     axes = {**file.axes, **block.axes}
@@ -256,15 +268,7 @@ def _fields(
 
 def _placed(settings: Mapping[str, Any], place: str) -> dict[str, tuple[Any, str]]:
     """Fields by dotted path, however deep they are nested in the file, each with its place."""
-    return {path: (value, f"{place}.{path}") for path, value in _leaves(settings)}
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    return {path: (value, f"{place}.{path}") for path, value in leaves(settings)}
 
 
 def _check_value(place: str, axis: str, value: str, axes: _Axes, faults: Faults) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ from pydantic import Field, ValidationError
 
 from datasets.spec import Spec
 from trainable.models import nearest
+from trainable.records import NAME
+from tuner.sweep_file import SweepBlock
 from tuner.yaml_file import YamlError, as_text, read_yaml
+
+MAX_LABEL = 200
+_ALLOWED = "use letters, digits, '.', '_' and '-', a letter or digit first, at most 100"
 
 
 class GridError(Exception):
@@ -65,6 +71,7 @@ class ExperimentFile(Spec):
     version: int
     axes: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     grids: dict[str, Block]
+    sweeps: dict[str, SweepBlock] = Field(default_factory=dict)
 
 
 class Faults:
@@ -105,8 +112,35 @@ def read_experiments(path: Path, faults: Faults) -> ExperimentFile:
         raise
     if file.version != 1:
         faults.add("version", f"is {file.version}; this version of the project reads 1")
+    for name in file.sweeps.keys() & file.grids.keys():
+        faults.add(f"sweeps.{name}", "is the name of a grid too; --grid could not tell them apart, rename one")
+    _check_names(file, faults)
     faults.stop()
     return file
+
+
+def _check_names(file: ExperimentFile, faults: Faults) -> None:
+    """Names of grids and sweeps become folders; labels and axis values are printed, one on a line."""
+    for kind, names in (("grids", file.grids), ("sweeps", file.sweeps)):
+        for name in names:
+            if not re.fullmatch(NAME, name):
+                faults.add(kind, f"{json.dumps(name)} cannot be a name: it becomes a folder's; {_ALLOWED}")
+    for place, axes in [
+        ("axes", file.axes),
+        *((f"grids.{name}.axes", block.axes) for name, block in file.grids.items()),
+    ]:
+        for axis, values in axes.items():
+            _check_printable(place, [axis, *values], faults)
+    for name, block in file.grids.items():
+        _check_printable(f"grids.{name}", [*block.rows, *block.parents], faults)
+
+
+def _check_printable(place: str, texts: Iterable[str], faults: Faults) -> None:
+    for text in texts:
+        if not text.isprintable() or not 0 < len(text) <= MAX_LABEL:
+            faults.add(
+                place, f"{json.dumps(text[:MAX_LABEL])} must be one line of 1 to {MAX_LABEL} printable characters"
+            )
 
 
 def inherit(file: ExperimentFile, name: str, faults: Faults) -> Block:
@@ -142,6 +176,15 @@ def inherit(file: ExperimentFile, name: str, faults: Faults) -> Block:
 def _within(row: Row, matrix: Mapping[str, list[Any]]) -> bool:
     """Whether a row taken over from another grid is still a cell of the narrowed matrix."""
     return all(as_text(row.at.get(axis)) in map(as_text, values) for axis, values in matrix.items())
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted path, value) of every field, however deep it is nested."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def dotted(loc: tuple[int | str, ...]) -> str:

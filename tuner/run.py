@@ -1,4 +1,4 @@
-"""The command that runs a grid: load, survey, plan, schedule, summarise.
+"""The command that runs a grid or a sweep: load, survey, plan, schedule, summarise.
 
     python -m tuner.run --grid paper
 
@@ -9,260 +9,139 @@ Exit code 0 when every row is done, 1 when some failed or are blocked, 2 for bad
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import sys
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from rich.console import Console
 
+from datasets.terminal import Terminal, plain
+from trainable.credentials import redacted
 from trainable.records import RecordError
-from trainable.spec import ExecSpec, RunSpec
 from trainable.storage import Storage, StorageError
-from tuner.cost import Cost, predict_cost
-from tuner.dag import RunState
 from tuner.facts import LocalFacts
-from tuner.grid import Grid, Selection, list_grids, load_grid
+from tuner.grid import Grid, load_grid
 from tuner.grid_file import GridError
-from tuner.ledger import Survey, survey, write_manifest
-from tuner.summary import announce, conclude, plan_as_json, print_list, print_plan, shown_labels
-
-DEFAULT_FILE = "experiments.yaml"
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line of `python -m tuner.run`. An experiment's knob belongs into the YAML, not here."""
-    cli = argparse.ArgumentParser(prog="python -m tuner.run", description="Run a grid of trainings on Ray Tune.")
-    cli.add_argument("--grid", metavar="NAME", help="grid of the experiment file")
-    cli.add_argument("--list", action="store_true", help="list the grids and stop")
-    cli.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    cli.add_argument("--json", action="store_true", help="with --dry-run: the plan as one JSON object")
-    cli.add_argument("--experiments", type=Path, default=None, metavar="FILE", help=f"default: {DEFAULT_FILE}")
-    rows = cli.add_argument_group("which rows")
-    rows.add_argument("--only", metavar="AXIS=VALUE,...", help="e.g. dataset=cifar100,mix=cutmix; an axis may repeat")
-    rows.add_argument("--seeds", metavar="N,N,...", help="seeds instead of the file's; each repeats the grid")
-    rows.add_argument("--epochs", type=int, metavar="N", help="shorten every row (under run ids of its own)")
-    rows.add_argument("--limit-train", type=int, metavar="N", help="train on a stratified subset of N images")
-    rows.add_argument("--limit-eval", type=int, metavar="N", help="evaluate on a stratified subset of N images")
-    where = cli.add_argument_group("where")
-    where.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="prepared data (default: data)")
-    where.add_argument("--results", default="results", metavar="URI", help="results root (default: results)")
-    where.add_argument("--weights", type=Path, metavar="DIR", help="local files of pretrained weights")
-    where.add_argument("--address", metavar="ADDRESS", help="a running Ray cluster (auto, or host:port)")
-    where.add_argument("--cpus-per-trial", type=int, default=1, metavar="N", help="cores and threads (default: 1)")
-    where.add_argument(
-        "--gpu-share", type=float, metavar="SHARE", help="of a GPU per trial (default: 1 if there is one)"
-    )
-    where.add_argument(
-        "--save-every", type=float, default=60.0, metavar="S", help="seconds between checkpoints (default: 60)"
-    )
-    return cli
-
-
-class UsageError(Exception):
-    """The command line cannot be used; the message names the option and the mend."""
+from tuner.invocation import Invocation, absolute, command, ray_environment
+from tuner.ledger import survey
+from tuner.loggers import LoggerError
+from tuner.options import UsageError, check_options, choices_of, experiment_file, name_of, parser, selection_of
+from tuner.planner import open_planner
+from tuner.resources import ResourceError
+from tuner.signals import sigterm_as_interrupt
+from tuner.summary import print_list
+from tuner.sweep import sweep_names
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; see the module's docstring for exit codes."""
     arguments = sys.argv[1:] if argv is None else argv
+    with sigterm_as_interrupt():
+        return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _console(sys.stderr if options.json and not options.dry_run else sys.stdout)
     try:
-        _check_numbers(options)
+        check_options(options)
         path = experiment_file(options.experiments)
         if options.list:
             print_list(path, console)
             return 0
-        facts = LocalFacts(options.data, options.weights, download=not options.dry_run)
-        grid = load_grid(path, _name(options, path), _selection(options), facts)
-        storage = Storage(options.results)
-        found = survey(storage, grid)
-        costs = {run.run_id: _cost(run.spec, facts) for run in grid.runs}
-        if options.dry_run:
-            ranks = _ranks(grid, found, costs)
-            if options.json:
-                print(plan_as_json(grid, found, costs, ranks))
-            else:
-                print_plan(grid, found, costs, ranks, console)
-            return 0
-        return _run(options, arguments, grid, found, storage, costs, facts, console)
-    except (GridError, StorageError, RecordError, UsageError) as error:
-        print(f"tuner.run: {error}", file=sys.stderr)
+        if (options.address or "").startswith("ray://") and not options.dry_run:
+            return _run_in_cluster(options, arguments, path)
+        if options.until_decided is not None:
+            return _until_decided(options, arguments, path, console)
+        invocation = _look(options, arguments, path)
+        return invocation.dry_run(console) if options.dry_run else invocation.run(console)
+    except (GridError, StorageError, RecordError, ResourceError, UsageError, LoggerError) as error:
+        print(plain(f"tuner.run: {redacted(str(error))}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted; continue with: {_command(arguments)}", file=sys.stderr)
+        print(f"\ninterrupted; continue with: {command(arguments)}", file=sys.stderr)
         return 130
 
 
-def experiment_file(given: Path | None) -> Path:
-    """The file asked for, else experiments.yaml of the working directory, else of this checkout."""
-    if given is not None:
-        return given
-    here = Path(DEFAULT_FILE)
-    return here if here.exists() else Path(__file__).resolve().parent.parent / DEFAULT_FILE
-
-
-def _run(
-    options: argparse.Namespace,
-    arguments: list[str],
-    grid: Grid,
-    found: Survey,
-    storage: Storage,
-    costs: dict[str, Cost | None],
-    facts: LocalFacts,
-    console: Console,
-) -> int:
-    write_manifest(storage, grid, found, ["python", "-m", "tuner.run", *arguments])
-    announce(grid, found, facts, storage, console)
-    if all(state.is_finished() for state in found.states.values()):
-        console.print("nothing to run")
-        return _end(grid, found.states, found.reasons, None, arguments, storage, console)
-
-    _ray_environment()
-    from tuner import schedule  # Ray takes seconds to import: only where something is to be run
-    from tuner.progress import Board
-
-    resources = schedule.Resources(cpus=options.cpus_per_trial, gpu_share=options.gpu_share)
-    exec_spec = ExecSpec(
-        device="auto",
-        data_path=str(options.data.absolute()),
-        weights_path=str(options.weights.absolute()) if options.weights else None,
-        cpu_threads=options.cpus_per_trial,
-        gpu_fraction=0.0,
-        save_every_s=options.save_every,
+def _look(options: argparse.Namespace, arguments: list[str], path: Path) -> Invocation:
+    """What was asked, beside what the store already holds."""
+    facts = LocalFacts(options.data, options.weights, download=not options.dry_run)
+    storage = Storage(options.results)
+    name, selection = name_of(options, path), selection_of(options)
+    write = not options.dry_run
+    planner = open_planner(path, name, choices_of(options), selection, facts, storage, write=write)
+    grid = planner.grid if planner else load_grid(path, name, selection, facts)
+    return Invocation(
+        options=options,
+        arguments=arguments,
+        grid=grid,
+        found=survey(storage, grid, planner.pruned if planner else None),
+        storage=storage,
+        facts=facts,
+        planner=planner,
     )
-    cost = _relative(costs)
+
+
+def _until_decided(options: argparse.Namespace, arguments: list[str], path: Path, console: Console) -> int:
+    """Adds seeds to a grid that was run, until a claim about it is decided."""
+    from tuner.deciding import Deciding, judged, subset
+
+    if options.grid in {name for name, _ in sweep_names(path)}:
+        raise UsageError(f"--until-decided: {options.grid} is a sweep, and no claim is registered for one; give a grid")
+    facts = LocalFacts(options.data, options.weights, download=not options.dry_run)
+    storage = Storage(options.results)
+    name, selection = name_of(options, path), selection_of(options)
+    header = load_grid(path, name, selection, facts).header
+
+    def plan(pairs: Collection[tuple[str, int]]) -> Grid:
+        seeds = tuple(sorted({seed for _, seed in pairs}))
+        return subset(load_grid(path, name, replace(selection, seeds=seeds), facts), pairs)
+
+    def train(grid: Grid) -> int:
+        found = survey(storage, grid)
+        return Invocation(
+            options=options, arguments=arguments, grid=grid, found=found, storage=storage, facts=facts, planner=None
+        ).run(console)
+
+    return Deciding(
+        claim=options.until_decided,
+        max_hours=options.max_gpu_hours,
+        storage=storage,
+        grid=name,
+        variant=header.variant,
+        plan=plan,
+        ask=lambda: judged(name, header.variant, options.results, options.until_decided),
+        train=train,
+        say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    ).go_on(dry_run=options.dry_run)
+
+
+def _run_in_cluster(options: argparse.Namespace, arguments: list[str], path: Path) -> int:
+    """Sends the command to the cluster; paths are said absolutely, for it runs in another folder."""
+    if options.json:
+        raise UsageError(
+            f"--json: over --address {options.address} both output streams arrive as one; leave --json out and ask "
+            "python -m tuner.status --json"
+        )
+    if not path.is_file():
+        raise UsageError(f"--experiments {path}: no such file")
+    ray_environment(local=False)
+    from tuner.remote import run_in_cluster
+    from tuner.schedule import ClusterError
+
+    places = [*arguments, "--data", str(options.data.absolute()), "--results", absolute(options.results)]
+    if options.weights is not None:
+        places += ["--weights", str(options.weights.absolute())]
     try:
-        with Board(f"grid {grid.name}", shown_labels(grid), found.states, cost, console) as board:
-            board.say("starting Ray")
-            dashboard = schedule.connect(options.address, resources)
-            board.say(f"Ray dashboard {dashboard}" if dashboard else "")
-            outcome = schedule.run_grid(
-                grid,
-                found,
-                storage=storage,
-                results=options.results if "://" in options.results else str(Path(options.results).absolute()),
-                exec_spec=exec_spec,
-                resources=resources,
-                cost=cost,
-                board=board,
-            )
-    except schedule.ClusterError as error:
+        return run_in_cluster(options.address, command(arguments), places, path)
+    except ClusterError as error:
         raise UsageError(str(error)) from None
-    finally:
-        schedule.disconnect()
-    return _end(grid, outcome.states, outcome.reasons, outcome.signal, arguments, storage, console)
 
 
-def _end(
-    grid: Grid,
-    states: dict[str, RunState],
-    reasons: dict[str, str],
-    received: int | None,
-    arguments: list[str],
-    storage: Storage,
-    console: Console,
-) -> int:
-    conclude(grid, states, reasons, storage, console)
-    if received is not None:
-        print(f"interrupted; what was running keeps its checkpoints. Continue with: {_command(arguments)}")
-        return 130
-    return 0 if all(state is RunState.DONE for state in states.values()) else 1
-
-
-def _ray_environment() -> None:
-    """Settings that Ray reads at import or start; set for the driver and inherited by what it starts."""
-    defaults = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU share must see no GPU
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints boxes even when told to be silent
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-
-
-def _name(options: argparse.Namespace, path: Path) -> str:
-    if options.json and not options.dry_run:
-        raise UsageError("--json goes with --dry-run")
-    if options.grid is None:
-        names = ", ".join(name for name, _, _ in list_grids(path))
-        raise UsageError(f"--grid NAME is missing; {path} has {names}")
-    return str(options.grid)
-
-
-def _selection(options: argparse.Namespace) -> Selection:
-    fields: dict[str, Any] = {}
-    for option, field in (
-        ("epochs", "budget.epochs"),
-        ("limit_train", "data.limit_train"),
-        ("limit_eval", "data.limit_eval"),
-    ):
-        if (value := getattr(options, option)) is not None:
-            fields[field] = value
-    return Selection(seeds=_seeds(options.seeds), only=_only(options.only), fields=fields)
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--seeds {text}: give whole numbers with commas, such as 223,224,225") from None
-    if len(set(seeds)) != len(seeds):
-        raise UsageError(f"--seeds {text}: a seed is there twice, and would be the same run")
-    return seeds
-
-
-def _only(text: str | None) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for part in (text or "").split(",") if text is not None else []:
-        axis, equals, value = part.partition("=")
-        if not equals or not axis or not value:
-            raise UsageError(f"--only {text}: give axis=value pairs with commas, such as dataset=cifar100,mix=cutmix")
-        pairs.append((axis.strip(), value.strip()))
-    return tuple(pairs)
-
-
-def _check_numbers(options: argparse.Namespace) -> None:
-    for name in ("epochs", "limit_train", "limit_eval", "cpus_per_trial"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if not options.save_every > 0:
-        raise UsageError(f"--save-every {options.save_every:g}: must be more than 0 seconds")
-    share = options.gpu_share
-    if share is not None and not (0 <= share <= 1 or (share > 1 and share.is_integer())):
-        raise UsageError(f"--gpu-share {share:g}: give a fraction up to 1 or a whole number; Ray never starts others")
-
-
-def _cost(spec: RunSpec, facts: LocalFacts) -> Cost | None:
-    return predict_cost(spec, facts.manifest(spec.data.dataset), facts.num_test(spec.data.dataset))
-
-
-def _relative(costs: dict[str, Cost | None]) -> dict[str, float]:
-    """Cost by run id; runs of unknown data count as the most costly known."""
-    known = [cost.flops for cost in costs.values() if cost is not None]
-    return {run_id: cost.flops if cost else max(known, default=1.0) for run_id, cost in costs.items()}
-
-
-def _ranks(grid: Grid, found: Survey, costs: dict[str, Cost | None]) -> dict[str, int]:
-    """Position in the order of starting, by run id, of the runs that are to be run."""
-    paths = found.dag(grid).longest_path(_relative(costs))
-    todo = sorted(
-        (run_id for run_id, state in found.states.items() if not state.is_finished()), key=lambda i: -paths[i]
-    )
-    return {run_id: number for number, run_id in enumerate(todo, 1)}
-
-
-def _command(arguments: list[str]) -> str:
-    return shlex.join(["python", "-m", "tuner.run", *arguments])
+def _console(stream: TextIO) -> Console:
+    return Terminal(file=stream, width=None if stream.isatty() else 160)
 
 
 if __name__ == "__main__":

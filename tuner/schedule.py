@@ -13,7 +13,9 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,33 +23,36 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private.services import get_ray_address_from_environment
 
+from trainable.liveness import is_released, this_process
 from trainable.spec import ExecSpec
 from trainable.storage import Storage
-from tuner.actor import RunActor, thread_environment
+from tuner.actor import RunActor
 from tuner.dag import RunDag, RunState
 from tuner.grid import Grid, PlannedRun
 from tuner.ledger import Survey, survey
+from tuner.metrics import REPEAT_EVERY_S, Gauges
+from tuner.plan import Plan
 from tuner.progress import Board
-from tuner.search import RunSearcher
+from tuner.resources import GIB
+from tuner.search import DIED, RunSearcher
+from tuner.shipping import keep_keys_home, leave_job_folder, runtime_env
+from tuner.signals import interrupt_on_sigterm
+from tuner.sweeping import Sweeping
 
 MAX_PROCESS_DEATHS = 3
+HELD_POLL_S = 1.0
+MEMORY = "a machine ran low on memory while it trained alone; free some memory, or take a larger machine"
 REPORT_S = 2.0
+TOTALS_EVERY_S = 1.0
 CONNECT_TIMEOUT_S = 10.0
+JOIN_TRIES = 3
 OBJECT_STORE_BYTES = 128 * 1024**2  # nothing of ours goes through it; Ray would take a third of the memory
 
 
 class ClusterError(Exception):
     """The cluster cannot run the grid; the message says what it has and what was asked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
-    """What every trial is given."""
-
-    cpus: int
-    gpu_share: float | None
-    """Share of one GPU, or a whole number of GPUs; None takes one GPU where the cluster has any."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,8 +66,16 @@ class Outcome:
     """The signal that ended it early."""
 
 
-def connect(address: str | None, resources: Resources) -> str:
+def connect(
+    address: str | None, *, threads: int, files: tuple[Path, ...] = (), dashboard_host: str = "127.0.0.1"
+) -> str:
     """Starts a cluster of this machine alone, or joins the one at `address`.
+
+    Args:
+        address: auto, host:port or ray://host:port; None starts one.
+        threads: cores of a trial.
+        files: are sent to the cluster along with the code, see `shipping`.
+        dashboard_host: where the dashboard of a started cluster listens, see `exposure`.
 
     Returns:
         The dashboard's address, empty where there is none.
@@ -73,27 +86,70 @@ def connect(address: str | None, resources: Resources) -> str:
     settings: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": thread_environment(resources.cpus)},
     }
     if address is None:
-        settings |= {"address": "local", "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        settings |= {"address": "local", "include_dashboard": True, "dashboard_host": dashboard_host}
         settings |= {"object_store_memory": OBJECT_STORE_BYTES}
     else:
-        settings["address"] = address
-        _check_reachable(address)
+        settings["address"] = _found(address)
+        _check_reachable(settings["address"], address)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints a traceback for every process that dies
     try:
-        context = ray.init(**settings)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        with runtime_env(threads, joined=address is not None, files=files) as environment:
+            context = _init(settings | {"runtime_env": environment})
+    except SystemExit:  # Ray's answer to SIGTERM while it starts
+        raise KeyboardInterrupt from None
+    except Exception as error:  # Ray raises bare ones, too
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = lines[-1:] if "Traceback (most recent call last):" in lines else lines[:1]
+        why = lines[0] if lines else type(error).__name__
+        if address is None:
+            raise ClusterError(
+                f"Ray did not start on this machine ({why}); run the same command again, and look at its logs in "
+                "/tmp/ray/session_latest/logs if that does not help"
+            ) from None
         raise ClusterError(
-            f"--address {address}: cannot join ({str(error).splitlines()[0]}); start a cluster with `ray start "
-            "--head`, or leave --address out to use this machine alone"
+            f"--address {address}: cannot join ({why}); start a cluster with `ray start --head`, or leave --address "
+            "out to use this machine alone"
         ) from None
+    leave_job_folder()
+    keep_keys_home()
+    interrupt_on_sigterm()
     return f"http://{context.dashboard_url}" if context.dashboard_url else ""
 
 
-def _check_reachable(address: str) -> None:
+def _init(settings: Mapping[str, Any]) -> Any:
+    """`ray.init`, again where the server of a client did not come up in Ray's 30 s: a busy machine may need more."""
+    for _ in range(JOIN_TRIES - 1):
+        with suppress(ConnectionAbortedError):
+            return ray.init(**settings)
+    return ray.init(**settings)
+
+
+def _found(address: str) -> str:
+    """The cluster that `auto` means: the one of RAY_ADDRESS, or the last that was started on this machine.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    if address != "auto":
+        return address
+    try:
+        return str(get_ray_address_from_environment("auto", None))
+    except ConnectionError:
+        raise ClusterError(
+            "--address auto: no Ray runs on this machine; start a cluster with `ray start --head`, give its address, "
+            "or leave --address out to use this machine alone"
+        ) from None
+
+
+def _check_reachable(address: str, given: str) -> None:
     """Ray itself tries for minutes to reach a machine where nothing listens.
+
+    Args:
+        address: host:port, with ray:// or without.
+        given: as the person gave it.
 
     Raises:
         ClusterError: nothing listens at host:port.
@@ -104,8 +160,9 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
+        where = "there" if given == address else f"at {address}"
         raise ClusterError(
-            f"--address {address}: nothing listens there ({error.strerror or error}); start a cluster with `ray start "
+            f"--address {given}: nothing listens {where} ({error.strerror or error}); start a cluster with `ray start "
             "--head`, or leave --address out to use this machine alone"
         ) from None
 
@@ -122,75 +179,133 @@ def run_grid(
     storage: Storage,
     results: str,
     exec_spec: ExecSpec,
-    resources: Resources,
-    cost: Mapping[str, float],
+    plan: Plan,
     board: Board,
+    gauges: Gauges,
+    loggers: Sequence[tune.Callback] = (),
+    sweep: Sweeping | None = None,
 ) -> Outcome:
     """Trains every run of the grid that can be trained. The cluster must be connected.
 
-    Raises:
-        ClusterError: a trial asks for more than any machine of the cluster has.
+    Args:
+        grid: its runs.
+        start: where they stand.
+        storage: the results root.
+        results: its path or URI as the trials are to open it.
+        exec_spec: where data and weights lie; device and threads of a trial. Its share of a card is the plan's.
+        plan: what every run is given, and the order.
+        board: is told what happens.
+        gauges: are set to it.
+        loggers: further Tune callbacks, see `logger_callbacks`.
+        sweep: proposes further runs on the way, and may end its trials early.
     """
-    share = _gpu_share(resources)
-    slots = _slots(resources.cpus, share)
+    resources = plan.resources
     runs = {run.run_id: run for run in grid.runs}
-    executed = exec_spec.model_copy(
-        update={
-            "cpu_threads": resources.cpus,
-            "gpu_fraction": share,
-            "device": "cuda" if share else "cpu",  # a trial without a GPU would see them all
-        }
-    )
-
-    def config(run_id: str) -> dict[str, Any]:
-        return {
-            "run_id": run_id,
-            "spec": runs[run_id].spec.canonical(),
-            "exec": executed.model_dump_json(),
-            "results": results,
-            "cpu_threads": resources.cpus,
-            "report_s": REPORT_S,
-        }
-
     outcome = Outcome(states=dict(start.states))
     current = start
+    slots = resources.slots()
+
+    def config(run_id: str) -> dict[str, Any]:
+        bundle = resources.bundle(run_id)
+        executed = {"gpu_fraction": bundle.share, "device": device_of(exec_spec.device, bundle.share)}
+        return {
+            "run_id": run_id,
+            "label": runs[run_id].label,
+            "spec": runs[run_id].spec.canonical(),
+            "exec": exec_spec.model_copy(update=executed).model_dump_json(),
+            "results": results,
+            "cpu_threads": bundle.cpus,
+            "bundle": bundle.as_ray(),
+            "report_s": REPORT_S,
+            "driver": dict(zip(("host", "pid"), this_process(), strict=True)),
+        }
+
+    def more_memory(run_id: str) -> bool:
+        bundle = resources.more_memory(run_id)
+        if bundle is not None:
+            asked = f"{bundle.share:g} of a GPU" if bundle.share else f"{bundle.memory_bytes / GIB:.1f} GiB"
+            board.say(f"{runs[run_id].label}: out of memory; it is tried again with {asked}")
+        return bundle is not None
+
     while True:
         dag = current.dag(grid)
         for run_id in outcome.reasons:  # failed earlier in this invocation: not again
             if not dag.states[run_id].is_finished():
                 dag.start(run_id)
                 dag.finish(run_id, RunState.FAILED)
-        searcher = RunSearcher(dag, dag.longest_path(cost), config, lambda result: result.get("failure"))
+        paths = dag.longest_path(plan.seconds)
+        hooks = sweep.hooks(dag, runs, paths) if sweep else {}
+        searcher = RunSearcher(dag, paths, config, lambda result: result.get("failure"), more_memory, **hooks)
         todo = sum(not state.is_finished() for state in dag.states.values())
-        bundle = {"CPU": float(resources.cpus)} | ({"GPU": share} if share else {})
+        todo += sweep.planner.remaining() if sweep else 0
         stopped = _Signals()
-        again = False
-        if todo:
-            again = _fit(searcher, _Watch(board, dag, searcher), stopped, todo, min(slots, todo), bundle)
+        killed = None
+        if dag.ready() or (sweep and sweep.planner.remaining()):
+            callbacks = [_Watch(board, gauges, dag, searcher), *loggers, stopped]
+            reuse = exec_spec.device == "cpu" or not resources.uses_gpus()  # a process keeps what it reserved on a card
+            killed = _fit(searcher, sweep.scheduler() if sweep else None, callbacks, min(todo, slots), reuse=reuse)
+        grid = sweep.planner.grid if sweep else grid
         outcome.states = dict(dag.states)
         outcome.reasons |= searcher.reasons
         outcome.signal = stopped.received
-        if not again or stopped.received is not None:
+        held = [run_id for run_id, state in dag.states.items() if state is RunState.HELD]
+        if stopped.received is not None or not (killed or held):
             break
-        board.say("Ray ended the experiment because a machine ran low on memory; going on with what is left")
-        current = survey(storage, grid)
-    outcome.reasons |= _blocked(grid, outcome) | start.reasons
+        if killed:
+            fewer = min(slots, todo) - 1
+            if not fewer:
+                alone = [run_id for run_id, state in dag.states.items() if state is RunState.RUNNING]
+                outcome.reasons |= dict.fromkeys(alone, MEMORY)
+            slots = max(1, fewer)
+            board.say(f"a machine ran low on memory and Ray ended a trial; going on with {slots} at a time")
+        else:
+            who = outcome.reasons | current.reasons
+            _wait_for_release(storage, {run_id: f"{runs[run_id].label} ({who[run_id]})" for run_id in held}, board)
+        current = survey(storage, grid, sweep.planner.pruned if sweep else None)
+        outcome.reasons = {run_id: why for run_id, why in outcome.reasons.items() if run_id not in held}
+        for run_id in held:
+            if current.states[run_id] is RunState.DONE:
+                board.ended(run_id, RunState.DONE)
+    outcome.reasons = start.reasons | outcome.reasons | _blocked(grid, outcome)
     return outcome
 
 
-def _fit(
-    searcher: RunSearcher, watch: _Watch, stopped: _Signals, todo: int, slots: int, bundle: dict[str, float]
-) -> bool:
-    """One Tune experiment. True when Ray ended it for a memory-pressure kill and it should be built anew."""
+def device_of(wanted: str, share: float) -> str:
+    """Where a trial trains: one without a share of a GPU would see them all, and must not take any."""
+    return wanted if wanted != "auto" else "cuda" if share else "cpu"
+
+
+def _wait_for_release(storage: Storage, held: Mapping[str, str], board: Board) -> None:
+    """Waits until some run is held no more: it is done, or its process has ended.
+
+    Args:
+        storage: the results root.
+        held: what to call the runs, by run id.
+        board: is told, and kept up to date.
+    """
+    told = False
+    while not any(is_released(storage, run_id) for run_id in held):
+        if not told:
+            board.say(f"waiting for what others train: {', '.join(held.values())}")
+            told = True
+        time.sleep(HELD_POLL_S)
+        board.refresh()
+
+
+def _fit(searcher: RunSearcher, scheduler: Any, callbacks: list[tune.Callback], slots: int, *, reuse: bool) -> bool:
+    """One Tune experiment with at most `slots` trials at a time; with `reuse`, they follow each other in one process.
+    True when Ray ended it because a machine ran low on memory, and it should be built anew."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
     scratch = Path(tempfile.mkdtemp(prefix="grid-tuner-"))  # Tune wants a place for state that we never read
     try:
         tune.Tuner(
-            tune.with_resources(RunActor, tune.PlacementGroupFactory([bundle])),
+            tune.with_resources(RunActor, lambda config: tune.PlacementGroupFactory([config["bundle"]])),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                num_samples=todo,
+                scheduler=scheduler,
+                num_samples=-1,  # the searcher says when it is finished
                 max_concurrent_trials=slots,
+                reuse_actors=reuse,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
             ),
@@ -198,8 +313,9 @@ def _fit(
                 name="grid",
                 storage_path=str(scratch),
                 verbose=0,
-                callbacks=[watch, stopped],
+                callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=MAX_PROCESS_DEATHS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # would need a shared storage_path
             ),
         ).fit()
     except RuntimeError as error:
@@ -208,11 +324,12 @@ def _fit(
         return True
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        interrupt_on_sigterm()
     return False
 
 
 def _trial_name(trial: Any) -> str:
-    return str(trial.config["run_id"])
+    return f"{trial.config['run_id']}-{trial.trial_id}"  # a run that was out of memory comes again
 
 
 class _DriverOnly(tune.Callback):
@@ -223,32 +340,62 @@ class _DriverOnly(tune.Callback):
 
 
 class _Watch(_DriverOnly):
-    """Tells the board what Tune sees."""
+    """Tells the board and the gauges what Tune sees."""
 
-    def __init__(self, board: Board, dag: RunDag, searcher: RunSearcher) -> None:
-        self._board, self._dag, self._searcher = board, dag, searcher
+    def __init__(self, board: Board, gauges: Gauges, dag: RunDag, searcher: RunSearcher) -> None:
+        self._board, self._gauges, self._dag, self._searcher = board, gauges, dag, searcher
+        self._told = self._repeated = 0.0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._board.started(trial.config["run_id"])
+        share = trial.placement_group_factory.required_resources.get("GPU", 0.0)
+        self._gauges.started(trial.config["run_id"], share)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-        self._board.reported(trial.config["run_id"], result["progress"], result["rows"])
+        run_id, rows, speed = trial.config["run_id"], result["rows"], result.get("images_per_s")
+        self._board.reported(run_id, result["progress"], rows, speed)
+        self._gauges.reported(run_id, rows, speed, result.get("peak_memory_bytes"))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        result = trial.last_result or {}
-        if result.get("failure"):
-            self._ended(trial, result["failure"])
+        result, run_id = trial.last_result or {}, trial.config["run_id"]
+        if self._dag.states[run_id] is RunState.PRUNED:
+            self._ended(trial, RunState.PRUNED, self._searcher.reasons[run_id])
+        elif result.get("held"):
+            self._ended(trial, RunState.HELD, result["failure"])
+        elif result.get("failure"):
+            if self._dag.states[run_id] is RunState.FAILED:  # and not to be tried again
+                self._ended(trial, RunState.FAILED, result["failure"])
         elif result.get("committed"):
-            self._board.ended(trial.config["run_id"], RunState.DONE)
+            self._ended(trial, RunState.DONE)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._board.say(f"{trial.config['label']}: its process died; it goes on from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial, "its process died too often")
+        if self._dag.states[trial.config["run_id"]] is RunState.FAILED:  # and not to be started again
+            self._ended(trial, RunState.FAILED, DIED)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._board.refresh()
+        if time.monotonic() - self._told >= TOTALS_EVERY_S:
+            self._tell_totals()
+        if time.monotonic() - self._repeated >= REPEAT_EVERY_S:
+            self._repeated = time.monotonic()
+            self._gauges.repeat()
 
-    def _ended(self, trial: Any, reason: str) -> None:
-        self._board.ended(trial.config["run_id"], RunState.FAILED, reason)
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        self._tell_totals()
+
+    def _ended(self, trial: Any, state: RunState, reason: str | None = None) -> None:
+        self._board.ended(trial.config["run_id"], state, reason)
+        self._gauges.ended(trial.config["run_id"])
+
+    def _tell_totals(self) -> None:
+        self._told = time.monotonic()
+        for run_id, state in self._dag.states.items():
+            if state is RunState.BLOCKED:
+                self._board.ended(run_id, state, "a run that it starts from failed")
+        self._gauges.grid_is(self._dag.states.values(), self._board.totals())
 
 
 class _Signals(_DriverOnly):
@@ -264,43 +411,14 @@ class _Signals(_DriverOnly):
         clean_stop = signal.getsignal(signal.SIGINT)
 
         def handle(number: int, frame: FrameType | None) -> None:
+            if self.received is not None:
+                raise KeyboardInterrupt
             self.received = number
             if callable(clean_stop):
                 clean_stop(number, frame)
 
         signal.signal(signal.SIGINT, handle)
         signal.signal(signal.SIGTERM, handle)
-
-
-def _gpu_share(resources: Resources) -> float:
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    if resources.gpu_share is None:
-        return 1.0 if gpus else 0.0
-    if resources.gpu_share and not gpus:
-        raise ClusterError(f"--gpu-share {resources.gpu_share:g}: the cluster has no GPU; leave it out or set 0")
-    return resources.gpu_share
-
-
-def _slots(cpus: int, share: float) -> int:
-    """Trials that run at once, node by node: fractions never straddle cards."""
-    slots, seen = 0, []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        has = node["Resources"]
-        seen.append(f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs")
-        room = int(has.get("CPU", 0) // cpus)
-        if share:
-            per_card = int(1 / share + 1e-9) if share <= 1 else 0
-            cards = has.get("GPU", 0)
-            room = min(room, int(cards * per_card) if share <= 1 else int(cards // share))
-        slots += room
-    if not slots:
-        raise ClusterError(
-            f"a trial asks for {cpus} CPUs and {share:g} GPUs, which no machine of the cluster has ("
-            f"{'; '.join(seen)}); lower --cpus-per-trial or --gpu-share"
-        )
-    return slots
 
 
 def _blocked(grid: Grid, outcome: Outcome) -> dict[str, str]:

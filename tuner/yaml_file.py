@@ -1,4 +1,5 @@
-"""Reads YAML strictly: YAML 1.2 scalars, text keys, no duplicate keys, no tags.
+"""Reads YAML strictly: YAML 1.2 scalars, text keys, no duplicate keys, no tags of Python, and no aliases that unfold
+to more than a machine holds.
 
 PyYAML alone reads `1e-3` as text, `no` as false, and keeps the last of two equal keys in silence.
 """
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+
+MAX_NODES = 2_000_000
+"""With every alias unfolded; a grid of 10,000 rows written out has some 200,000."""
 
 
 class YamlError(Exception):
@@ -63,13 +67,45 @@ def read_yaml(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise YamlError(f"{path}: cannot be read ({error})") from None
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise YamlError(f"{where}: {error.problem or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise YamlError(f"{path}: {error}") from None
+    except RecursionError:
+        raise YamlError(f"{path}: is nested too deeply to be an experiment file") from None
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Aliases share what they name, but whoever walks the content walks it once for each: ten lines of ten aliases are
+    ten thousand million values.
+
+    Raises:
+        ComposerError: too many values, or one that contains itself.
+    """
+    sizes: dict[int, int | None] = {}
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = None
+            inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(size(part) for part in inner)
+        known = sizes[id(node)]
+        if known is None or known > MAX_NODES:
+            why = "contains itself" if known is None else f"unfolds to more than {MAX_NODES:,} values"
+            raise yaml.composer.ComposerError(None, None, f"{why} through its aliases; write it out", node.start_mark)
+        return known
+
+    size(root)
 
 
 def as_text(value: Any) -> str:

@@ -89,3 +89,39 @@ def test_any_order_of_events_ends_finished_with_parents_before_children(data: st
     for run, state in dag.states.items():
         broken = any(dag.states[parent] in (RunState.FAILED, RunState.BLOCKED) for parent in parents[run])
         assert (state is RunState.BLOCKED) == broken
+
+
+def test_runs_may_join_on_the_way() -> None:
+    dag = RunDag({"a": (), "b": ()}, {"b": RunState.BLOCKED})
+    dag.add("c", ("a",))
+    dag.add("d", ("b",))
+    dag.add("e", (), RunState.DONE)
+    dag.add("f", ("e",))
+    assert [dag.states[one].value for one in "cdef"] == ["waiting", "blocked", "done", "ready"]
+    dag.start("a")
+    dag.finish("a", RunState.DONE)
+    assert dag.ready() == ["c", "f"]
+    with pytest.raises(ValueError, match="run a is part of the grid already"):
+        dag.add("a", ())
+    with pytest.raises(ValueError, match="run g needs z, which is not part of the grid"):
+        dag.add("g", ("z",))
+
+
+def test_a_pruned_run_is_finished_and_has_no_heirs() -> None:
+    dag = RunDag(CHAIN, {})
+    dag.start("a")
+    assert dag.finish("a", RunState.PRUNED) == ["b", "c"] and dag.states["a"].is_finished()
+    assert RunDag(CHAIN, {"a": RunState.PRUNED}).states["b"] is RunState.BLOCKED
+
+
+def test_children_of_a_held_run_keep_waiting() -> None:
+    dag = RunDag(CHAIN, {"x": RunState.HELD})
+    dag.start("a")
+    assert dag.finish("a", RunState.HELD) == []
+    assert dag.states == {
+        "a": RunState.HELD,
+        "b": RunState.WAITING,
+        "c": RunState.WAITING,
+        "x": RunState.HELD,
+    }
+    assert dag.ready() == []

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from toy import exec_spec
 
 from trainable.attempt import Attempt
@@ -14,6 +19,7 @@ from tuner.dag import RunState
 from tuner.facts import LocalFacts
 from tuner.grid import Grid, Selection, load_grid
 from tuner.ledger import survey, write_manifest
+from tuner.summary import announce
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +81,22 @@ def test_begun_runs_say_how_they_ended(demo: Grid, storage: Storage, data_path: 
     assert survey(storage, demo).begun == {run.run_id: "stopped"}
 
 
+def test_a_damaged_commit_is_said_and_trained_again(demo: Grid, storage: Storage, data_path: Path) -> None:
+    run_id = train(demo, "parent-vit", storage, data_path)
+    (name,) = storage.names("commits")
+    storage.put(f"commits/{name}", b"")
+    found = survey(storage, demo)
+    assert found.states[run_id] is RunState.READY
+    output = io.StringIO()
+    facts = LocalFacts(data_path, None, download=False)
+    announce(demo, found, facts, storage, Console(file=output, width=400))
+    assert (
+        f"commits/{name}: not a whole commit record; it does not count: the run is trained again" in output.getvalue()
+    )
+
+
 def test_the_manifest_names_all_rows_and_the_selected_runs(demo: Grid, storage: Storage) -> None:
-    path = write_manifest(storage, demo, survey(storage, demo), ["python", "-m", "tuner.run"])
+    path = write_manifest(storage, demo, survey(storage, demo), ["python", "-m", "tuner.run"], {"x": {}})
     manifest = json.loads(storage.read(path))
     assert path.startswith(f"grids/demo/{demo.header.variant}--")
     assert len(manifest["rows"]) == 14 and [run["label"] for run in manifest["runs"]] == [
@@ -84,5 +104,28 @@ def test_the_manifest_names_all_rows_and_the_selected_runs(demo: Grid, storage: 
         "parent-vit",
     ]
     assert manifest["overrides"]["budget.epochs"] == 1 and manifest["runs"][0]["state"] == "waiting"
-    write_manifest(storage, demo, survey(storage, demo), [])
+    write_manifest(storage, demo, survey(storage, demo), [], {})
     assert len(storage.names("grids/demo")) == 2, "every invocation is kept"
+
+
+def test_what_another_driver_trains_is_held_and_what_a_dead_one_left_is_not(
+    demo: Grid, storage: Storage, data_path: Path
+) -> None:
+    parent = next(run for run in demo.runs if run.label == "parent-vit")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = socket.gethostname()
+    for driver, state in (
+        ({"host": host, "pid": os.getppid()}, "held"),
+        ({"host": host, "pid": dead.pid}, "ready"),
+        ({"host": host, "pid": os.getpid()}, "ready"),  # a worker of our own that is dying
+        ({"host": "elsewhere", "pid": 1}, "held"),
+    ):
+        attempt = Attempt(parent.spec, exec_spec(data_path), storage, {"driver": driver})
+        assert states(demo, storage) == {"vit-pre-cutmix": "waiting", "parent-vit": state}
+        if state == "held":
+            why = survey(storage, demo).reasons[parent.run_id]
+            assert why.startswith(f"trained by attempt {attempt.info.attempt_id} (process {os.getpid()} on {host}, ")
+            assert f"scheduled by process {driver['pid']} on {driver['host']}) since 20" in why
+        attempt.stop()
+    assert states(demo, storage) == {"vit-pre-cutmix": "waiting", "parent-vit": "ready"}

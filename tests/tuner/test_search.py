@@ -89,9 +89,54 @@ def test_a_stopped_trial_ends_neither_done_nor_failed() -> None:
     one.on_trial_complete("unknown", {})
 
 
+def test_an_out_of_memory_is_tried_again_with_more_until_there_is_no_more() -> None:
+    """Three trials of one run: its share, twice that, and then it has failed. Its child waits, a stranger goes on."""
+    dag = RunDag({"a": (), "child": ("a",), "other": ()}, {})
+    asked: list[str] = []
+
+    def more(run_id: str) -> bool:
+        asked.append(run_id)
+        return len(asked) < 2
+
+    one = RunSearcher(
+        dag, {"a": 2.0, "child": 1.0, "other": 1.0}, lambda i: {"run_id": i}, lambda r: r.get("failure"), more
+    )
+    for trial in ("t0", "t1"):
+        config = one.suggest(trial)
+        assert isinstance(config, dict) and config["run_id"] == "a"
+        one.on_trial_complete(trial, {"failure": "OutOfMemoryError", "out_of_memory": True})
+    assert asked == ["a", "a"] and dag.states["a"] is RunState.FAILED and dag.states["child"] is RunState.BLOCKED
+    config = one.suggest("t2")
+    assert isinstance(config, dict) and config["run_id"] == "other"
+    one.on_trial_complete("t2", {"failure": "NonFiniteLoss", "out_of_memory": False})
+    assert asked == ["a", "a"] and dag.states["other"] is RunState.FAILED, "another failure is final"
+
+
 def test_tune_may_pickle_it() -> None:
     import pickle
 
     one, _ = searcher({"a": ()}, {"a": 1.0})
     board: Any = pickle.dumps(one.__getstate__())
     assert board
+
+
+def test_a_process_that_dies_too_often_is_started_again_while_its_run_gets_on() -> None:
+    one, dag = searcher({"a": ()}, {"a": 1.0})
+    for trial, progress in (("t0", 0.2), ("t1", 0.5)):
+        assert one.suggest(trial) == {"run_id": "a"}
+        one.on_trial_result(trial, {"progress": progress})
+        one.on_trial_complete(trial, error=True)
+        assert dag.states["a"] is RunState.READY
+    one.suggest("t2")
+    one.on_trial_result("t2", {"progress": 0.5})
+    one.on_trial_complete("t2", error=True)
+    assert dag.states["a"] is RunState.FAILED
+    assert one.reasons["a"].startswith("its process died too often without getting on")
+
+
+def test_a_run_that_another_process_trains_is_held_and_its_child_waits() -> None:
+    one, dag = searcher({"a": (), "b": ("a",)}, {"a": 1.0, "b": 1.0})
+    one.suggest("t0")
+    one.on_trial_complete("t0", {"committed": False, "failure": "trained by attempt 7", "held": True})
+    assert dag.states == {"a": RunState.HELD, "b": RunState.WAITING} and one.reasons == {"a": "trained by attempt 7"}
+    assert one.suggest("t1") == Searcher.FINISHED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,30 @@ def test_absent_and_binary_files_are_named(tmp_path: Path) -> None:
 
 def test_values_as_they_are_written() -> None:
     assert [as_text(value) for value in (True, False, None, 5, 0.1, "x")] == ["true", "false", "null", "5", "0.1", "x"]
+
+
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, r"f\.yaml:\d+:\d+: unfolds to more than 2,000,000 values through its aliases"),
+        (MERGES, r"f\.yaml:\d+:\d+: unfolds to more than 2,000,000 values through its aliases"),
+        ("a: &a [*a]\n", r"f\.yaml:1:4: contains itself through its aliases"),
+        ("a: " + "[" * 20_000, "is nested too deeply"),
+        ("a: " + "{b: " * 20_000, "is nested too deeply"),
+        ("a: " + "9" * 5_000, "f.yaml: Exceeds the limit"),
+        ("x: !!python/name:os.system {}\n", "could not determine a constructor"),
+        ("x: !!python/object/apply:os.mkdir [harm]\n", "could not determine a constructor"),
+        ("x: !!python/object/new:os.mkdir [harm]\n", "could not determine a constructor"),
+        ("!!python/module:os {}\n", "could not determine a constructor"),
+        ("a: \x1b[2J\n", "special characters are not allowed"),
+    ],
+)
+def test_files_that_mean_harm_are_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(YamlError, match=message):
+        parsed(tmp_path, text)
+    assert time.monotonic() - began < 5 and not Path("harm").exists()

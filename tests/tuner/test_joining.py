@@ -1,0 +1,57 @@
+"""Joining a cluster whose answers are slow or bad; the real ones are in tests/integration/test_clusters.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from tuner import schedule
+
+SLOW = "Initialization failure from server:\nTraceback (most recent call last):\n  File\nRuntimeError: Proxy failed"
+
+
+def test_a_clients_server_that_is_slow_to_start_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def init(**settings: Any) -> str:
+        calls.append(settings)
+        if len(calls) < schedule.JOIN_TRIES:
+            raise ConnectionAbortedError(SLOW)
+        return "joined"
+
+    monkeypatch.setattr(ray, "init", init)
+    assert schedule._init({"address": "ray://head:10001"}) == "joined"
+    assert calls == [{"address": "ray://head:10001"}] * schedule.JOIN_TRIES
+
+
+def test_one_that_never_starts_is_said_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: Any) -> None:
+        raise ConnectionAbortedError(SLOW)
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(schedule, "_check_reachable", lambda address, given: None)
+    why = r"--address ray://head:10001: cannot join \(RuntimeError: Proxy failed\); start a cluster with"
+    with pytest.raises(schedule.ClusterError, match=why):
+        schedule.connect("ray://head:10001", threads=1)
+
+
+def test_auto_that_finds_no_ray_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(address: str, folder: str | None) -> str:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(schedule, "get_ray_address_from_environment", nowhere)
+    with pytest.raises(
+        schedule.ClusterError, match="--address auto: no Ray runs on this machine; start a cluster with"
+    ):
+        schedule.connect("auto", threads=1)
+
+
+def test_auto_that_finds_a_dead_cluster_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray remembers the last cluster of a machine, also when it was killed; it would try for minutes."""
+    monkeypatch.setattr(schedule, "get_ray_address_from_environment", lambda address, folder: "127.0.0.1:1")
+    with pytest.raises(
+        schedule.ClusterError, match=r"--address auto: nothing listens at 127\.0\.0\.1:1 \(Connection ref"
+    ):
+        schedule.connect("auto", threads=1)

@@ -1,0 +1,75 @@
+"""Which code is sent to a cluster, and that what is sent is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainable import provenance
+from tuner import shipping
+
+
+def test_a_cluster_of_this_machine_gets_no_copy() -> None:
+    with shipping.runtime_env(2, joined=False) as settings:
+        assert "working_dir" not in settings
+        assert settings["env_vars"]["OMP_NUM_THREADS"] == "2"
+
+
+def test_keys_are_not_sent_with_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune would put them into every trial's runtime environment, which Ray logs."""
+    from ray.tune.execution import class_cache
+
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", set(class_cache.ENV_VARS_TO_PROPAGATE))
+    assert "AWS_SECRET_ACCESS_KEY" in class_cache.ENV_VARS_TO_PROPAGATE, "or Ray has mended it"
+    shipping.keep_keys_home()
+    assert not [name for name in class_cache.ENV_VARS_TO_PROPAGATE if "KEY" in name or "TOKEN" in name]
+    assert "RAY_CHDIR_TO_TRIAL_DIR" in class_cache.ENV_VARS_TO_PROPAGATE
+
+
+def test_a_checkout_sends_three_packages_that_work_elsewhere(root: Path, tmp_path: Path) -> None:
+    """A process that sees the copy alone finds the same hash of the code, and is told the commit."""
+    file = tmp_path / "own.yaml"
+    file.write_text("version: 1\n")
+    code = (
+        "import tuner.actor, tuner.nodes, tuner.command; from trainable import provenance as p; "
+        "print(tuner.__file__, p.tree_sha256(), p.git_state())"
+    )
+    with shipping.runtime_env(1, joined=True, files=(file,)) as settings:
+        sent = Path(settings["working_dir"])
+        assert sorted(path.name for path in sent.iterdir()) == ["datasets", "own.yaml", "trainable", "tuner"]
+        assert not list(sent.rglob("__pycache__"))
+        environment = {**os.environ, **settings["env_vars"], "PYTHONPATH": str(sent), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd="/", env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        str(sent / "tuner" / "__init__.py"),
+        provenance.tree_sha256(),
+        str(provenance.git_state()),
+    ]
+    assert not sent.exists()
+
+
+def test_an_installed_package_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipping, "ROOT", Path("/usr/lib/python3.11/site-packages"))
+    with shipping.runtime_env(1, joined=True) as settings:
+        assert "working_dir" not in settings
+
+
+@pytest.mark.parametrize(("described", "sent"), [({"working_dir": "gcs://x.zip"}, False), ({"env_vars": {}}, True)])
+def test_a_submitted_job_brings_its_own_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, described: dict[str, object], sent: bool
+) -> None:
+    """And leaves its folder, which Ray removes when the job is stopped."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": described}))
+    monkeypatch.chdir(tmp_path)
+    with shipping.runtime_env(1, joined=True) as settings:
+        assert ("working_dir" in settings) is sent
+    shipping.leave_job_folder()
+    assert (Path.cwd() == tmp_path) is sent
