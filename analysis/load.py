@@ -1,39 +1,36 @@
 """Reads a grid from a results store: which rows it has, which runs stand for them, and what those runs predicted.
 
-A grid's table is its full variant, else its only one, else the choices are listed. Runs are taken from commits alone;
-every number is recomputed from the stored predictions and must equal the run's own row.
+Rows come from the manifests (`trainable.manifests` has the rule for variants), runs from commits alone. The numbers of
+a run are those of its row of `trials`. Up to `VERIFIED_UP_TO` runs each is recomputed from the stored predictions at
+once and must be equal; of larger grids the predictions are read and checked when a table needs them.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from trainable import metrics, records
+from analysis.compact import read_table
+from analysis.evaluations import Evaluation, evaluations_of
+from analysis.stats import contrast, contrast_of_shares, mean_interval, wilson
+from trainable import dims, records
+from trainable.manifests import Chosen, ManifestError, choose_manifests, grid_names
 from trainable.records import RecordError
 from trainable.storage import Storage
 
-FULL = "full"
-RECOMPUTED_WITHIN = 1e-12
+VERIFIED_UP_TO = 2000
+"""Runs: with 10,000 test images each, about a minute of one core."""
+
+_NEEDED = ("seed", "num_test", "classes", "epochs", "model", "mix", "final_top1", "ended_at")
+"""Columns of `trials` that every run has."""
 
 
 class AnalysisError(Exception):
     """What was asked for is not in the store; the message names what is."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """One evaluation of one run, recomputed from its stored predictions."""
-
-    metrics: dict[str, float]
-    sample_ids: NDArray[np.int32]
-    """[N] int32, rising."""
-    correct: NDArray[np.bool_]
-    """[N] bool."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +46,11 @@ class SeedRun:
     """The run's row of `trials`; empty unless done."""
     evaluations: dict[str, Evaluation]
     """By evaluation name; empty unless done."""
+
+    @property
+    def final(self) -> Evaluation:
+        """The evaluation after the last step; only of a run that is done."""
+        return self.evaluations["final"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,15 +80,16 @@ class GridResults:
     published_eval: str | None
     overrides: dict[str, Any]
     rows: tuple[ResultRow, ...]
+    unread: tuple[str, ...]
+    """Damaged records that were passed over, in words."""
     other_variants: tuple[str, ...]
+    verified: bool
+    """Whether every number was recomputed from the predictions."""
 
-
-def grid_names(storage: Storage) -> list[str]:
-    """The grids of which the store has a manifest."""
-    from pyarrow.fs import FileSelector, FileType
-
-    selector = FileSelector("grids", recursive=False, allow_not_found=True)
-    return sorted(info.base_name for info in storage.fs.get_file_info(selector) if info.type == FileType.Directory)
+    @property
+    def done(self) -> tuple[SeedRun, ...]:
+        """All runs that are done, in the rows' order."""
+        return tuple(run for row in self.rows for run in row.done)
 
 
 def load_results(storage: Storage, name: str, variant: str | None = None) -> GridResults:
@@ -101,21 +104,18 @@ def load_results(storage: Storage, name: str, variant: str | None = None) -> Gri
         AnalysisError: no such grid or variant, or several variants and none of them full.
         RecordError: a stored file is damaged, or its numbers do not follow from its predictions.
     """
-    manifests = _manifests(storage, name)
-    variants = {manifest["variant"]: manifest for manifest in manifests}  # the newest of each, they are in order
-    if variant is None:
-        variant = FULL if FULL in variants else next(iter(variants)) if len(variants) == 1 else None
-    if variant is None or variant not in variants:
-        choices = "; ".join(f"--variant {key} ({_overrides(manifest)})" for key, manifest in variants.items())
-        raise AnalysisError(f"grid {name}: choose one of its {len(variants)} variants: {choices}")
-    newest = variants[variant]
-    mine = [manifest for manifest in reversed(manifests) if manifest["variant"] == variant]
-    commits = records.read_commits(storage, {entry["run_id"] for manifest in mine for entry in manifest["runs"]})
-    entries = _entries(mine, commits)
+    chosen = chosen_manifests(storage, name, variant)
+    newest = chosen.newest
+    unread = [f"{path}: not a whole manifest; it does not count" for path in chosen.damaged]
+    commits = records.read_commits(storage, chosen.run_ids(), unread)
+    entries = chosen.entries(commits)
     loaded = _Loader(storage, [entry["run_id"] for entry in entries], commits)
-    return GridResults(
+    runs: dict[str, list[SeedRun]] = {}
+    for entry in entries:
+        runs.setdefault(entry["label"], []).append(loaded.run(entry))
+    results = GridResults(
         name=name,
-        variant=variant,
+        variant=newest["variant"],
         help=newest["help"],
         published_eval=newest["published_eval"],
         overrides=newest["overrides"],
@@ -125,100 +125,199 @@ def load_results(storage: Storage, name: str, variant: str | None = None) -> Gri
                 axes=row["axes"],
                 is_parent=row["is_parent"],
                 published={key: value for key, value in (row["published"] or {}).items() if value is not None},
-                runs=tuple(loaded.run(entry) for entry in entries if entry["label"] == row["label"]),
+                runs=tuple(runs.get(row["label"], ())),
             )
             for row in newest["rows"]
         ),
-        other_variants=tuple(key for key in variants if key != variant),
+        unread=tuple(unread),
+        other_variants=chosen.other_variants,
+        verified=sum(run.status == "done" for found in runs.values() for run in found) <= VERIFIED_UP_TO,
     )
+    if results.verified:
+        for row in results.rows:
+            verify(row)
+    return results
 
 
-def _manifests(storage: Storage, name: str) -> list[dict[str, Any]]:
-    """All manifests of a grid, oldest first."""
-    files = storage.names(f"grids/{name}")
-    if not files:
-        known = ", ".join(grid_names(storage)) or "none"
-        raise AnalysisError(f"--grid {name}: {storage.uri} has no such grid; it has {known}")
-    manifests = [json.loads(storage.read(f"grids/{name}/{file}")) for file in files]
-    return sorted(manifests, key=lambda manifest: manifest["written_at"])
+def verify(row: ResultRow) -> None:
+    """Reads and checks the predictions of a row's runs.
 
-
-def _overrides(manifest: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in manifest["overrides"].items()) or "as in the file"
-
-
-def _entries(manifests: list[dict[str, Any]], commits: dict[str, records.Commit]) -> list[dict[str, Any]]:
-    """The run that stands for every label and seed: of the newest invocation, by seed.
-
-    A run that was blocked there (weights or data not at hand) gives way to an older one that is done.
+    Raises:
+        RecordError: a file is damaged, breaks a rule, has other numbers than its run's row, or two seeds have the same
+            predictions: one run counted twice.
     """
-    chosen: dict[tuple[str, int], dict[str, Any]] = {}
-    for manifest in manifests:  # newest first
-        for entry in manifest["runs"]:
-            known = chosen.get((entry["label"], entry["seed"]))
-            blocked = known is not None and known["state"] == "blocked" and known["run_id"] not in commits
-            if known is None or (blocked and entry["run_id"] in commits):
-                chosen[entry["label"], entry["seed"]] = entry
-    return sorted(chosen.values(), key=lambda entry: (entry["label"], entry["seed"]))
+    known: dict[str, SeedRun] = {}
+    for run in row.done:
+        other = known.setdefault(run.final.predictions.digest, run)
+        if other.run_id != run.run_id:
+            raise RecordError(
+                f"{run.final.reader.path}: the very predictions of seed {other.seed} ({other.run_id}) under seed "
+                f"{run.seed} of {row.label}: one run counted twice; move the copy's commit away"
+            )
+        one, two = row.done[0].final.predictions, run.final.predictions
+        if not np.array_equal(one.sample_ids, two.sample_ids) or not np.array_equal(one.labels, two.labels):
+            raise RecordError(
+                f"{run.final.reader.path}: other test images or labels than those of seed {row.done[0].seed} of "
+                f"{row.label} ({row.done[0].final.reader.path}); a row's seeds must be judged on the same images"
+            )
+
+
+def load_runs(storage: Storage, entries: list[dict[str, Any]]) -> list[SeedRun]:
+    """Runs with everything that they left.
+
+    Args:
+        storage: the results root.
+        entries: run_id, seed, and the reason why it could not start (None where it could), of each.
+
+    Raises:
+        RecordError: a stored file is damaged, or its numbers do not follow from its predictions.
+    """
+    run_ids = [entry["run_id"] for entry in entries]
+    loaded = _Loader(storage, run_ids, records.read_commits(storage, run_ids))
+    runs = [loaded.run(entry) for entry in entries]
+    for run in runs:
+        if run.evaluations:
+            _ = run.final.predictions
+    return runs
+
+
+def final_top1(
+    runs: tuple[SeedRun, ...], *, images: bool = True
+) -> tuple[float | None, tuple[float | None, float | None], float | None]:
+    """Mean, 95 % interval and (with several seeds) standard deviation of `final` top-1.
+
+    Args:
+        runs: the seeds of a row.
+        images: whether to read the predictions of several seeds for the two-way interval. Else all seeds are taken to
+            be right on the same images, or to differ by nothing else than their seeds, whichever is wider: on the
+            safe side.
+
+    Raises:
+        AnalysisError: the seeds judged different images.
+        RecordError: predictions are damaged.
+    """
+    done = [run for run in runs if run.evaluations]
+    if not done:
+        return None, (None, None), None
+    top1 = [run.final.metrics["top1"] for run in done]
+    num = done[0].trial["num_test"]
+    if len(done) == 1:
+        return top1[0], wilson(round(top1[0] * num), num), None
+    mean = float(np.mean(top1))
+    if images:
+        found = [run.final for run in done]
+        if any(not np.array_equal(one.sample_ids, found[0].sample_ids) for one in found):
+            raise AnalysisError(
+                f"runs {', '.join(run.run_id for run in runs)}: seeds of one row judged different images"
+            )
+        low, high = contrast({"row": 1.0}, {"row": np.stack([one.correct for one in found])}).interval
+    else:
+        both, seeds = contrast_of_shares({"row": 1.0}, {"row": top1}, num).interval, mean_interval(top1)
+        low, high = min(both[0], seeds[0]), max(both[1], seeds[1])
+    return mean, (max(0.0, low), min(1.0, high)), float(np.std(top1, ddof=1))
+
+
+def report_folder(out: Path, name: str, variant: str) -> Path:
+    """Where the files made of a variant of a grid go."""
+    return out / (name if variant == "full" else f"{name}-{variant}")
+
+
+def chosen_grid(storage: Storage, name: str | None) -> str:
+    """The grid that was named, or the only one of a store.
+
+    Raises:
+        AnalysisError: none was named, and the store holds none or several.
+    """
+    if name is not None:
+        return name
+    known = grid_names(storage)
+    if len(known) != 1:
+        raise AnalysisError(f"--grid: choose one of {', '.join(known)}" if known else f"{storage.uri} holds no grid")
+    return known[0]
+
+
+def chosen_manifests(storage: Storage, name: str, variant: str | None) -> Chosen:
+    """The manifests of one variant of a grid.
+
+    Raises:
+        AnalysisError: no such grid or variant, or several variants and none of them full.
+    """
+    try:
+        return choose_manifests(storage, name, variant)
+    except ManifestError as error:
+        raise AnalysisError(str(error)) from None
 
 
 class _Loader:
-    """Reads runs of a store: attempts and trial rows once, predictions run by run."""
+    """Reads runs of a store: attempts and trial rows once; predictions are left to the evaluations."""
 
     def __init__(self, storage: Storage, run_ids: list[str], commits: dict[str, records.Commit]) -> None:
         self._storage = storage
         self._commits = {run_id: commits[run_id] for run_id in run_ids if run_id in commits}
         self._attempts = {record.run_id: record for record in records.read_attempts(storage, run_ids)}
-        trials = records.read_table(storage, "trials", self._commits.values()).to_pylist()
-        self._trials = {trial["run_id"]: trial for trial in trials}
+        self._trials = read_trials(storage, list(self._commits.values()))
+        self._samples: dict[tuple[str, str | None], dims.Samples | None] = {}
 
     def run(self, entry: dict[str, Any]) -> SeedRun:
         run_id = entry["run_id"]
         if run_id in self._commits:
             trial = self._trials[run_id]
+            if trial["seed"] != entry["seed"]:
+                raise RecordError(
+                    f"{self._storage.folder(self._commits[run_id].file('trials').path)}: is of seed {trial['seed']}, a "
+                    f"manifest of the grid says seed {entry['seed']}; move that manifest away and run the grid again"
+                )
             return SeedRun(
                 seed=entry["seed"],
                 run_id=run_id,
                 status="done",
                 reason="",
                 trial=trial,
-                evaluations=self._evaluations(self._commits[run_id], trial),
+                evaluations=evaluations_of(self._storage, self._commits[run_id], trial, self._samples_of(trial)),
             )
-        status, reason = self._unfinished(entry)
+        status, reason = unfinished(entry, self._attempts.get(run_id))
         return SeedRun(seed=entry["seed"], run_id=run_id, status=status, reason=reason, trial={}, evaluations={})
 
-    def _unfinished(self, entry: dict[str, Any]) -> tuple[str, str]:
-        attempt = self._attempts.get(entry["run_id"])
-        if attempt is not None and attempt.outcome == "failed":
-            return "failed", attempt.error or ""
-        if attempt is not None:
-            return "unfinished", "not finished; run the grid again to continue it"
-        if entry["reason"]:
-            return "blocked", entry["reason"]
-        return "not run", "not run yet"
-
-    def _evaluations(self, commit: records.Commit, trial: dict[str, Any]) -> dict[str, Evaluation]:
-        columns = ["eval_name", "sample_id", "label", "pred", "correct", "label_rank", "p_label", "p_max", "nll_nats"]
-        table = records.read_table(self._storage, "predictions", [commit], [*columns, "sum_p2"])
-        classes = np.array(trial["classes"], np.int16)
-        names = np.asarray(table["eval_name"].to_pylist())
-        arrays = {column: table[column].to_numpy() for column in (*columns[1:], "sum_p2")}
-        found = {}
-        for name in dict.fromkeys(names.tolist()):
-            own = {column: values[names == name] for column, values in arrays.items()}
-            numbers = metrics.summarise(own, classes)
-            _check_recomputed(self._storage, commit, name, numbers, trial)
-            found[name] = Evaluation(metrics=numbers, sample_ids=own["sample_id"], correct=own["correct"])
-        return found
+    def _samples_of(self, trial: dict[str, Any]) -> dims.Samples | None:
+        key = (trial["dataset"], trial["content_sha256"])
+        if key not in self._samples:
+            self._samples[key] = dims.read_samples(self._storage, *key)
+        return self._samples[key]
 
 
-def _check_recomputed(
-    storage: Storage, commit: records.Commit, name: str, numbers: dict[str, float], trial: dict[str, Any]
-) -> None:
-    for metric, value in numbers.items():
-        stored = trial[f"{name}_{metric}"]
-        if stored is None or abs(stored - value) > RECOMPUTED_WITHIN:
+def unfinished(entry: Mapping[str, Any], attempt: records.AttemptRecord | None) -> tuple[str, str]:
+    """Status and reason of a run that is not done, from its manifest's entry and its last attempt."""
+    if attempt is not None and attempt.outcome == "failed":
+        return "failed", attempt.error or ""
+    if attempt is not None:
+        return "unfinished", "not finished; run the grid again to continue it"
+    if entry["reason"]:
+        return "blocked", entry["reason"]
+    return "not run", "not run yet"
+
+
+def read_trials(storage: Storage, commits: list[records.Commit]) -> dict[str, dict[str, Any]]:
+    """The row of `trials` of every commit, by run id.
+
+    Raises:
+        RecordError: a file is damaged, or is not the row of the run whose commit names it.
+    """
+    rows = read_table(storage, "trials", commits).combine_chunks().to_pylist()
+    position = 0
+    found = {}
+    for commit in commits:
+        record = commit.file("trials")
+        own = rows[position : position + record.rows]
+        position += record.rows
+        if [(row["run_id"], row["dataset"]) for row in own] != [(commit.run_id, commit.dataset)]:
             raise RecordError(
-                f"{storage.folder(commit.file('predictions').path)}: {name} {metric} recomputed from the predictions "
-                f"is {value!r}, the trial's row says {stored!r}; remove the run's commit and run the grid again"
+                f"{storage.folder(record.path)}: is not the one row of run {commit.run_id} on {commit.dataset}; move "
+                "the run's commit away and run the grid again"
             )
+        if empty := [name for name in _NEEDED if own[0][name] is None]:
+            raise RecordError(
+                f"{storage.folder(record.path)}: column {empty[0]} has no value; move the run's commit away and run "
+                "the grid again"
+            )
+        found[commit.run_id] = own[0]
+    return found

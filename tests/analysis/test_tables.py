@@ -16,9 +16,11 @@ import pyarrow as pa
 import pytest
 from toy import exec_spec
 
+from analysis.frame import MINUS, to_csv, to_markdown, to_tex
 from analysis.load import AnalysisError, load_results
+from analysis.results_table import _remarks, results_frame
 from analysis.stats import contrast, wilson
-from analysis.tables import MINUS, main, results_frame, to_csv, to_markdown, to_tex
+from analysis.tables import main
 from trainable import records
 from trainable.attempt import Attempt, RunFailed
 from trainable.records import RecordError
@@ -31,7 +33,7 @@ SHORT = {"budget.epochs": 1, "data.limit_train": 20}
 
 
 def record(grid: Grid, storage: Storage) -> None:
-    write_manifest(storage, grid, survey(storage, grid), [])
+    write_manifest(storage, grid, survey(storage, grid), [], {})
 
 
 def train(grid: Grid, labels: list[str], storage: Storage, data_path: Path) -> None:
@@ -189,9 +191,32 @@ def test_a_row_blocked_now_but_done_before_is_shown(copy: Storage, root: Path, d
     manifest["written_at"] = "2099-01-01T00:00:00+00:00"
     for run in manifest["runs"]:
         run.update(run_id="f" * 16, state="blocked", reason="no data")
-    copy.put("grids/demo/later.json", json.dumps(manifest).encode())
+    copy.put(f"grids/demo/{manifest['variant']}--20990101.json", json.dumps(manifest).encode())
     after = load_results(copy, "demo")
     assert [len(row.done) for row in after.rows] == [len(row.done) for row in before.rows]
+
+
+def test_damaged_records_are_passed_over_and_said(copy: Storage) -> None:
+    damaged = (f"grids/demo/{copy.names('grids/demo')[0]}", f"commits/{copy.names('commits')[0]}")
+    for path in damaged:
+        copy.put(path, copy.read(path)[:50])
+    notes = results_frame(load_results(copy, "demo")).notes
+    for path, what in zip(damaged, ("manifest", "commit record"), strict=True):
+        assert f"{copy.uri}/{path}: not a whole {what}; it does not count: run the grid again" in notes
+
+
+def test_changes_at_a_resume_are_footnotes(copy: Storage) -> None:
+    """With what changed, where the version that trained recorded it."""
+    (row, *_) = load_results(copy, "demo").rows
+    (first, *others) = row.runs
+    changes = [{"step": 8, "changed": {"threads": [1, 2], "torch": ["2.14", "2.15"]}}, {"step": 9, "changed": {}}]
+    for resumed, shown in (
+        (json.dumps(changes), "threads 1 to 2, torch 2.14 to 2.15"),
+        (None, "threads, libraries or"),
+    ):
+        trial = {**first.trial, "attempt_numerics_changed": True, "attempt_resumed_under_json": resumed}
+        (remark,) = _remarks(dataclasses.replace(row, runs=(dataclasses.replace(first, trial=trial), *others)), {})
+        assert remark.startswith(f"seed {first.seed}: resumed under other conditions, so bits may differ: {shown}")
 
 
 def test_a_number_that_does_not_follow_from_the_predictions_is_refused(copy: Storage) -> None:
@@ -204,7 +229,9 @@ def test_a_number_that_does_not_follow_from_the_predictions_is_refused(copy: Sto
         name: table.set_column(1, table.schema.field(1), pa.array(["z"] * len(table))) for name, table in tables.items()
     }
     records.commit_run(copy, run_id=run_id, attempt_id="z", dataset="digits", tables=tables)
-    with pytest.raises(RecordError, match=r"final top1 recomputed from the predictions is 0\.\d+, .* says 0\.999"):
+    with pytest.raises(
+        RecordError, match=r"final column top1: recomputed from the predictions is 0\.\d+, .* says 0\.999"
+    ):
         load_results(copy, "demo")
 
 
@@ -214,14 +241,14 @@ def test_command_prints_and_writes(store: Storage, tmp_path: Path, capsys: pytes
     shown = capsys.readouterr().out
     assert "resnet-default" in shown and "SHORT OR CHANGED RUN" in shown and "written:" in shown
     (folder,) = tmp_path.iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["T1.csv", "T1.md", "T1.tex"]
+    assert sorted(path.name for path in folder.glob("T1.*")) == ["T1.csv", "T1.html", "T1.md", "T1.tex"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--grid", "papr"], "--grid papr: .* has no such grid; it has demo"),
-        (["--format", "pdf"], '--format: "pdf" is not one of md, csv, tex'),
+        (["--format", "pdf"], '--format: "pdf" is not one of md, csv, tex, html'),
         (["--grid", "demo", "--variant", "x"], r"choose one of its 1 variants: --variant \w{8} \(budget\.epochs=1"),
     ],
 )
