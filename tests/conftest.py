@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a test beside may take the memory of the machine; the tests of the monitor turn it on
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "home")
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from toy import write_image_folder
+from toy import run_spec, write_image_folder
 
 from datasets.prepare import prepare
 from datasets.store import Dataset
+from trainable.spec import RunSpec
 from trainable.storage import Storage
 
 torch.set_num_threads(1)
@@ -56,6 +60,12 @@ def toy(data_path: Path) -> Dataset:
     from datasets.store import open_dataset
 
     return open_dataset(data_path, "toy")
+
+
+@pytest.fixture(scope="session")
+def toy_spec(toy: Dataset) -> RunSpec:
+    """A run on the toy images that can be opened."""
+    return run_spec({"data.content_sha256": toy.manifest.content_sha256})
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from processes import run
+from stores import assert_same_results
 
 from trainable import records
+from trainable.storage import Storage
 from tuner.grid import load_grid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -31,6 +33,38 @@ def test_all_fourteen_runs_end_done(demo: Any) -> None:
     assert demo.done.returncode == 0, demo.done.stdout + demo.done.stderr
     assert "grid demo: 14 DONE" in demo.done.stdout
     assert len(trials(demo)) == 14
+
+
+def test_workers_are_reused_and_give_the_bits_of_a_fresh_process(demo: Any, tmp_path: Path) -> None:
+    """Of each architecture a row that was trained in a process which had trained others before."""
+    begun = [json.loads(demo.storage.read(f"attempts/{name}")) for name in demo.storage.names("attempts")]
+    starts = sorted((one for one in begun if "pid" in one), key=lambda one: one["started_at"])
+    first = {one["pid"]: one["run_id"] for one in reversed(starts)}
+    assert len(first) == 2, "two cores, two processes"
+    labels = {row["run_id"]: label for label, row in trials(demo).items()}
+    reused = [labels[one["run_id"]] for one in starts if one["run_id"] not in first.values()]
+    assert len(reused) == 12
+    for prefix in ("resnet", "vit"):
+        label = next(one for one in reversed(reused) if one.startswith(f"{prefix}-") and "-pre-" not in one)
+        done = run("trainable.run", "--grid", "demo", "--label", label, "--data", demo.data, "--results", tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    alone = Storage(str(tmp_path))
+    fresh = sorted(records.read_commits(alone))
+    assert len(fresh) == 2
+    assert_same_results(alone, demo.storage, fresh)
+
+
+def test_predictions_are_held_against_what_was_measured(demo: Any) -> None:
+    """The manifest keeps what was predicted; the end says how far off it was."""
+    (path,) = demo.storage.names("grids/demo")
+    runs = json.loads(demo.storage.read(f"grids/demo/{path}"))["runs"]
+    assert all(run["predicted"]["seconds"] > 0 and run["predicted"]["basis"] == "model" for run in runs)
+    (line,) = [line for line in demo.done.stdout.splitlines() if "measured over predicted" in line]
+    assert "(model, 14 runs): time " in line and ", memory " in line
+    memory = float(line.split("memory ")[1].split()[0])
+    assert 0.7 < memory < 1.4, "the memory model is calibrated on this very kind of run"
+    done = run("tuner.run", "--grid", "demo", "--dry-run", "--json", "--data", demo.data, "--results", demo.storage.uri)
+    assert {run["basis"] for run in json.loads(done.stdout)["runs"]} == {"measured"}
 
 
 def test_progress_is_told_throughout(demo: Any) -> None:
