@@ -1,12 +1,13 @@
-# make demo   environment, grid `demo` on this machine, its table
-# make test   environment, every test
+# make demo   environment, grid `demo` on this machine, its table and report
+# make test   environment, every test, two files of them at a time
+# make chaos  a grid harmed at random moments for MINUTES=60; SEED=N ROUND=K LAST_S=T replays a round
 # make env    environment only; make lint: style and types
 
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 
-.PHONY: env demo test lint
+.PHONY: env demo test lint chaos
 
 env: .venv/installed
 
@@ -21,9 +22,13 @@ demo: env
 	$(PY) -m datasets.prepare digits
 	$(PY) -m tuner.run --grid demo
 	$(PY) -m analysis.tables --grid demo
+	$(PY) -m analysis.report --grid demo
 
 test: env
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses 2 --dist loadfile
+
+chaos: env
+	PYTHONPATH=$(CURDIR)/tests/support:$(CURDIR) $(PY) tests/integration/faults.py --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND)) $(if $(LAST_S),--last-s $(LAST_S))
 
 lint: env
 	$(PY) -m ruff check .
