@@ -24,14 +24,19 @@ class RunActor(tune.Trainable):
         return f"first run: {self._name}"
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Opens or resumes the run of `config`: label, spec and exec (JSON), results (URI), report_s, driver."""
+        """Takes `config`: label, spec and exec (JSON), results (URI), report_s, driver. The run is opened by the first
+        step: Tune may start a process and throw it away when another has become free, which must leave no attempt."""
+        self._config = config
         self._name = config["label"]
         self._attempt: Any = None
         self._failure: str | None = None
         self._out_of_memory = self._held = False
         self._report_s = float(config["report_s"])
-        threads = int(config["cpu_threads"])
-        os.environ.update(thread_environment(threads))  # an inherited value would win over Ray's own setting
+        os.environ.update(thread_environment(int(config["cpu_threads"])))  # an inherited value would win over Ray's own
+
+    def _open(self) -> None:
+        """Opens or resumes the run."""
+        config = self._config
         from trainable.attempt import Attempt, RunLocked  # imports torch: only now, with threads capped
         from trainable.spec import ExecSpec, RunSpec
         from trainable.storage import Storage
@@ -47,7 +52,7 @@ class RunActor(tune.Trainable):
                     "driver": config["driver"],
                 },
             )
-            check_threads(threads)
+            check_threads(int(config["cpu_threads"]))
         except RunLocked as error:
             self._held = True
             self._fail(error)
@@ -58,6 +63,8 @@ class RunActor(tune.Trainable):
         """Trains for a few seconds, to the next evaluation or to the end."""
         rows: list[dict[str, Any]] = []
         vitals: dict[str, Any] = {}
+        if self._attempt is None and self._failure is None:
+            self._open()
         if self._failure is None:
             run = self._attempt.run
             try:
