@@ -1,14 +1,18 @@
 """What a run reads and how its training images are changed: the two specs that `datasets` owns.
 
-Every field of a spec may change a number, so each is part of a run's identity. A spec has no defaults: what a row of
-`experiments.yaml` and its base leave out is an error, never a silent choice.
+Every field of a spec may change a number, so each is part of a run's identity. A field has either no default, so that
+a row of `experiments.yaml` that leaves it out is an error, or is an addition that is off where it is left out: then its
+default is the value at which the code is as if the field did not exist. See `trainable.spec.RunSpec.canonical`.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+Strength = Annotated[float, Field(ge=0.0, le=1.0)]
+Hue = Annotated[float, Field(ge=0.0, le=0.5)]
 
 
 class Spec(BaseModel):
@@ -25,7 +29,7 @@ class DataSpec(Spec):
     content_sha256: str | None
     """SHA-256 (hex) over the decoded pixels and labels of both splits; null until the data are at hand or pinned."""
     image_size: int = Field(ge=4, le=1024)
-    """Side of the square images in pixels; must be the side of the prepared images."""
+    """Side in pixels of the square images that the model gets; without `resize`, that of the prepared images."""
     classes: tuple[int, ...] | None
     """The classes to keep, by their number in the data; null keeps all."""
     val_fraction: float = Field(ge=0.0, lt=1.0)
@@ -38,6 +42,18 @@ class DataSpec(Spec):
     """Evaluate on a stratified subset of this many images; null evaluates on all."""
     limit_seed: int = Field(ge=0, lt=2**63)
     """Draws the two subsets; the same for all seeds of a row."""
+    resize: Literal["none", "bilinear", "bicubic", "bicubic_opencv"] = "none"
+    """How prepared images become `image_size`: bilinear and bicubic as Pillow does (antialiased when it shrinks),
+    bicubic_opencv as OpenCV enlarges (sharper: a = -0.75); none leaves them as they are."""
+    jpeg_quality: int | None = Field(default=None, ge=1, le=100)
+    """Compress every resized image as JPEG (4:2:0) of this quality and decode it again, as the second study's 224-pixel
+    set was; null does not."""
+
+    @model_validator(mode="after")
+    def _jpeg_follows_resize(self) -> DataSpec:
+        if self.jpeg_quality is not None and self.resize == "none":
+            raise ValueError(f"jpeg_quality must be null where resize is none, got {self.jpeg_quality}")
+        return self
 
     @model_validator(mode="after")
     def _classes_are_a_set(self) -> DataSpec:
@@ -66,9 +82,24 @@ class AugmentSpec(Spec):
     """One lam, box and coin for the whole batch, or one for every image."""
     mix_partner: Literal["permutation", "reverse"]
     """Whom an image is mixed with: a random permutation of the batch, or the batch reversed (timm's way)."""
-    normalize: Literal["dataset", "imagenet", "none"]
-    """Subtract mean and divide by standard deviation: the data's own train statistics, ImageNet's, or only scale to
-    [0, 1]."""
+    normalize: Literal["dataset", "imagenet", "none", "given"]
+    """Subtract mean and divide by standard deviation: the data's own train statistics, ImageNet's, those of `mean` and
+    `std`, or only scale to [0, 1]."""
+    train_normalize: Literal["dataset", "imagenet", "none"] | None = None
+    """Normalise training images so instead, and test images as `normalize` says: the first study's suspected fault; null
+    treats both alike."""
+    mean: tuple[float, float, float] | None = None
+    """Per channel, of pixels in [0, 1]; null exactly when normalize is not given."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Likewise."""
+    jitter: tuple[Strength, Strength, Strength, Hue] | None = None
+    """Strengths of random brightness, contrast, saturation (factors from 1 - s to 1 + s) and hue (turned by up to this
+    part of the circle), in a random order for every image; null jitters nothing."""
+    rotate_deg: float = Field(default=0.0, ge=0.0, le=180.0)
+    """Turn every image by a random angle of up to this many degrees either way; nearest pixel, black outside."""
+    erase_prob: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Chance that a random box of an image (2 to 33 % of it, sides in ratio 0.3 to 3.3) is set to 0 once it is
+    normalised."""
 
     @model_validator(mode="after")
     def _alpha_goes_with_mix(self) -> AugmentSpec:
@@ -77,4 +108,11 @@ class AugmentSpec(Spec):
                 f"mix_alpha must be null when mix is none and a number otherwise, got mix {self.mix} with mix_alpha "
                 f"{'null' if self.mix_alpha is None else self.mix_alpha}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _given_statistics_are_given(self) -> AugmentSpec:
+        given = self.normalize == "given"
+        if given != (self.mean is not None) or given != (self.std is not None):
+            raise ValueError(f"mean and std must be three numbers when normalize is given, null for {self.normalize}")
         return self

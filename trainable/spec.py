@@ -1,8 +1,9 @@
 """What a run is (`RunSpec`, hashed) and how it is executed (`ExecSpec`, not hashed).
 
 A run's id is the SHA-256 (first 16 hex) of the canonical JSON of its whole resolved `RunSpec`, its parent's id
-included. Same id, same run, done once. A default that changes, a field that is added or a numeric fix raises
-`SPEC_VERSION`, never silently the meaning of an old id.
+included. Same id, same run, done once. A numeric fix raises `SPEC_VERSION`, never silently the meaning of an old id. A
+field that is added has a default that leaves everything as it was without the field, and is left out of the canonical
+text at that value: old ids keep their meaning, and that default can never change.
 """
 
 from __future__ import annotations
@@ -14,25 +15,96 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from datasets.spec import AugmentSpec, DataSpec, Spec
-from trainable.models import MODELS, nearest
+from trainable.models import check_name
 
 SPEC_VERSION = 1
 EvalName = Literal["final", "best_on_val", "best_on_test"]
-Surgery = Literal["new_head", "resize_positions"]
+Surgery = Literal["new_head", "resize_positions", "small_stem"]
+
+
+class VitSpec(Spec):
+    """A plain vision transformer, field by field: see `trainable/models/vit_native.py`."""
+
+    patch: int = Field(ge=1)
+    """Side of a patch in pixels."""
+    width: int = Field(ge=4)
+    depth: int = Field(ge=1)
+    """Blocks of attention and feed-forward."""
+    heads: int = Field(ge=1)
+    mlp_width: int = Field(ge=1)
+    """Of the feed-forward layers."""
+    dropout: float = Field(ge=0, lt=1)
+    """After attention, and after both linear layers of the feed-forward."""
+    attention_dropout: float = Field(ge=0, lt=1)
+    """On the attention weights."""
+    norm: Literal["pre", "post"]
+    """LayerNorm before each branch, or after each sum."""
+    activation: Literal["relu", "gelu"]
+    """Of the feed-forward."""
+    qkv_bias: bool
+    positions: Literal["sincos_sum", "learned"]
+    """sincos_sum: fixed, the sinusoid codes of row and column summed over the whole width, none for the class token;
+    learned: a table with a row for the class token, drawn from N(0, 1)."""
+    head: Literal["mlp", "norm_linear"]
+    """mlp: Linear(4 width), GELU, Linear; norm_linear: LayerNorm, Linear."""
+    initialisation: Literal["linear", "attention", "attention_clones"]
+    """linear: torch's defaults of linear layers throughout; attention: attention as torch's MultiheadAttention begins
+    (Xavier-uniform, biases 0); attention_clones: so, and all blocks alike, as torch's TransformerEncoder begins."""
+    aux_depths: tuple[int, ...]
+    """Further heads after these many blocks; in training their cross entropies are added to the last head's."""
+    relative_attention: bool
+    """Transformer-XL's relative positions over the sequence, class token at 0."""
+    diagonal_mask: bool
+    """No token attends to itself."""
+    temperature: Literal["none", "log", "vanilla"]
+    """A learnt temperature a block: log multiplies the energies by exp(t), t from 0; vanilla divides by tau, from 1."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> VitSpec:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be a multiple of heads and of 4, got width {self.width}, heads {self.heads}")
+        if list(self.aux_depths) != sorted(set(self.aux_depths)) or any(
+            not 0 < depth < self.depth for depth in self.aux_depths
+        ):
+            raise ValueError(f"aux_depths must rise and lie within 1..{self.depth - 1}, got {list(self.aux_depths)}")
+        return self
 
 
 class ModelSpec(Spec):
-    """The network. Its image size and number of classes follow from the data."""
+    """The network. Its image size and, unless `num_outputs` says otherwise, its outputs follow from the data."""
 
     name: str
-    """A name of the table in `trainable/models`."""
+    """A name of the table in `trainable/models`, `timm/<name>` or `torchvision/<name>`."""
+    num_outputs: int | None = Field(default=None, ge=2)
+    """Outputs of the head where they are more than the classes. The surplus takes part in the loss of training and is
+    left out of every evaluation; null has one output a class."""
+    stem: Literal["small"] | None = None
+    """small: a ResNet's first convolution becomes 3x3, stride 1, with bias, and its max-pool goes."""
+    group_norm: int | None = Field(default=None, ge=1)
+    """Every BatchNorm becomes a GroupNorm of this many groups."""
+    bn_groups: int = Field(default=1, ge=1)
+    """In training, BatchNorm normalises this many equal parts of a batch apart; its running statistics follow the first
+    part (as one process on several GPUs did)."""
+    input_norm: Literal["none", "scalar", "channel"] = "none"
+    """Normalise the input by running statistics, one for all pixels or one a channel: see `RunningNorm`."""
+    mixstyle_depth: int = Field(default=0, ge=0, le=4)
+    """MixStyle after this many of a ResNet's stages, from the first: see `MixStyle`."""
+    vit: VitSpec | None = None
+    """The parts of the model `vit`; null exactly for all others."""
 
     @field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        if name not in MODELS:
-            raise ValueError(f'"{name}" is not one of {", ".join(MODELS)}{nearest(name, MODELS)}')
+        check_name(name)
         return name
+
+    @model_validator(mode="after")
+    def _fields_fit_the_name(self) -> ModelSpec:
+        if (self.name == "vit") != (self.vit is not None):
+            raise ValueError(f"vit must be given exactly for the model vit, got {self.name}")
+        if self.group_norm is not None and self.bn_groups > 1:
+            raise ValueError("group_norm leaves no BatchNorm to split: set bn_groups to 1")
+        return self
 
 
 class InitSpec(Spec):
@@ -76,15 +148,33 @@ class OptimSpec(Spec):
     """SGD's momentum; null exactly for adam and adamw."""
     weight_decay: float = Field(ge=0)
     """L2 penalty for adam and sgd, decoupled for adamw; on all parameters."""
-    schedule: Literal["constant", "cosine"]
-    """cosine: from lr to min_lr over the whole budget."""
+    schedule: Literal["constant", "cosine", "step", "warmup_decay"]
+    """cosine: from lr to min_lr over the whole budget; step: times gamma after every step_size; warmup_decay: from
+    min_lr linearly to lr over warmup_steps, then linearly back to min_lr at the end (DeepSpeed's WarmupDecayLR)."""
     schedule_per: Literal["epoch", "step"]
     """How often the schedule moves."""
     min_lr: float = Field(ge=0)
     warmup_steps: int = Field(ge=0)
-    """Linear rise from lr / warmup_steps over the first steps, multiplied onto the schedule."""
+    """Linear rise from lr / warmup_steps over the first steps, multiplied onto the schedule; see also warmup_decay."""
     precision: Literal["float32", "bfloat16"]
     """bfloat16: autocast of the forward and backward pass; weights stay float32."""
+    step_size: int | None = Field(default=None, ge=1)
+    """Of schedule step, in epochs or steps as schedule_per says; null for the others."""
+    gamma: float | None = Field(default=None, gt=0, le=1)
+    """Likewise."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Gradients of a larger norm (over all parameters together) are scaled down to it; null clips nothing."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """This share of the training target is spread evenly over all outputs."""
+    frozen: tuple[str, ...] = ()
+    """Modules that are not trained, by the beginning of their dotted names; `backbone` is all but the classifier."""
+    frozen_batchnorm: Literal["update", "fixed"] = "update"
+    """BatchNorm of frozen modules: normalises by the batch and goes on to follow it, or stays as it was loaded."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """The rate falls by this factor from layer to layer, from the head down (timm's grouping); null leaves one rate."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Evaluate, select and keep an exponential moving average of the weights (BatchNorm's averages are the last ones);
+    null does not."""
 
     @model_validator(mode="after")
     def _fields_fit_the_optimiser(self) -> OptimSpec:
@@ -93,16 +183,31 @@ class OptimSpec(Spec):
             raise ValueError("adam and adamw take betas and eps, momentum null; sgd takes momentum, the others null")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr must not exceed lr, got {self.min_lr} over {self.lr}")
+        if (self.schedule == "step") != (self.step_size is not None) or (self.step_size is None) != (
+            self.gamma is None
+        ):
+            raise ValueError(f"step_size and gamma must be numbers for schedule step, null for {self.schedule}")
+        if self.schedule == "warmup_decay" and (self.schedule_per != "step" or not self.warmup_steps):
+            raise ValueError("schedule warmup_decay moves per step and needs warmup_steps above 0")
+        if self.frozen_batchnorm == "fixed" and not self.frozen:
+            raise ValueError("frozen_batchnorm fixed needs frozen modules; leave it out where nothing is frozen")
         return self
 
 
 class BudgetSpec(Spec):
     """How long to train: exactly one of epochs and steps."""
 
-    epochs: int | None = Field(ge=1)
-    steps: int | None = Field(ge=1)
+    epochs: int | None = Field(ge=0)
+    """0 trains nothing and evaluates the initial weights."""
+    steps: int | None = Field(ge=0)
+    """Likewise."""
     batch_size: int = Field(ge=1)
-    """Images a step; the short last batch of an epoch is kept."""
+    """Images a step; the short last batch of an epoch is kept unless drop_last."""
+    drop_last: bool = False
+    """Leave the short last batch of an epoch out."""
+    compress_to: int | None = Field(default=None, ge=1)
+    """Train this many steps instead, with the schedule of the learning rate squeezed in proportion: short runs; null
+    trains the whole budget."""
 
     @model_validator(mode="after")
     def _one_duration(self) -> BudgetSpec:
@@ -119,6 +224,12 @@ class EvaluateSpec(Spec):
     batch_size: int = Field(ge=1)
     select: tuple[Literal["best_on_val", "best_on_test"], ...]
     """Checkpoints to keep besides the final one: of the evaluation with strictly highest top-1 on that split."""
+    train_first: int | None = Field(default=None, ge=1)
+    """Evaluate on the first so many training images, too, as the split `train_<number>`; null does not."""
+    train_augmented: bool = False
+    """Change those images as training does (drawn once, the same for all evaluations): the third study's slip."""
+    record_steps: bool = False
+    """Write loss, gradient norm and learning rate of every step into the table `steps`."""
 
     @model_validator(mode="after")
     def _one_interval(self) -> EvaluateSpec:
@@ -126,6 +237,8 @@ class EvaluateSpec(Spec):
             raise ValueError("exactly one of every_epochs and every_steps must be a number, the other null")
         if len(set(self.select)) != len(self.select):
             raise ValueError(f"select names a checkpoint twice: {', '.join(self.select)}")
+        if self.train_augmented and self.train_first is None:
+            raise ValueError("train_augmented needs train_first: it says how that split is seen")
         return self
 
 
@@ -158,8 +271,10 @@ class RunSpec(Spec):
         return self
 
     def canonical(self) -> str:
-        """The one JSON text of this spec: keys sorted, no white space, floats in shortest form."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """The one JSON text of this spec: keys sorted, no white space, floats in shortest form; fields that have a
+        default are there only where they differ from it."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property
     def run_id(self) -> str:

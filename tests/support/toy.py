@@ -60,6 +60,28 @@ BASE: dict[str, Any] = {
 }
 
 
+VIT: dict[str, Any] = {
+    "patch": 4,
+    "width": 8,
+    "depth": 2,
+    "heads": 2,
+    "mlp_width": 16,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "norm": "pre",
+    "activation": "gelu",
+    "qkv_bias": True,
+    "positions": "learned",
+    "head": "mlp",
+    "initialisation": "linear",
+    "aux_depths": [],
+    "relative_attention": False,
+    "diagonal_mask": False,
+    "temperature": "none",
+}
+"""`model.vit` of a very small transformer."""
+
+
 def augment(**changes: object) -> AugmentSpec:
     """The augmentation of BASE (none), with changes."""
     plain = {key.removeprefix("augment."): value for key, value in BASE.items() if key.startswith("augment.")}
@@ -110,3 +132,18 @@ def write_image_folder(
             home.mkdir(parents=True)
             for number in range(count):
                 Image.fromarray(toy_image(label, rng, size)).save(home / f"{name}_{number}.png")
+
+
+def photos(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Random tiles of the two photographs that come with scikit-learn, [count, size, size, 3] uint8."""
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(seed)
+    pictures = load_sample_images().images
+    tiles = []
+    for number in range(count):
+        picture = pictures[number % len(pictures)]
+        top, left = (rng.integers(0, side - 4 * size) for side in picture.shape[:2])
+        tile = Image.fromarray(picture[top : top + 4 * size, left : left + 4 * size])
+        tiles.append(np.asarray(tile.resize((size, size), Image.Resampling.BOX)))
+    return np.stack(tiles)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
-from toy import BASE, run_spec
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from toy import BASE, VIT, run_spec
 
 from trainable.schemas import TRIALS, spec_columns
 from trainable.spec import ExecSpec, RunSpec
@@ -19,7 +21,7 @@ def test_the_id_is_the_hash_of_the_canonical_text() -> None:
 
     spec = run_spec()
     assert spec.run_id == hashlib.sha256(spec.canonical().encode()).hexdigest()[:16]
-    assert json.loads(spec.canonical()) == json.loads(spec.model_dump_json())
+    assert json.loads(spec.canonical()) == json.loads(spec.model_dump_json(exclude_defaults=True))
     assert " " not in spec.canonical()
 
 
@@ -65,6 +67,70 @@ CHANGES = {
 }
 
 
+ADDED: dict[str, tuple[object, dict[str, object]]] = {
+    "data.resize": ("none", {"data.resize": "bicubic"}),
+    "data.jpeg_quality": (None, {"data.resize": "bicubic", "data.jpeg_quality": 90}),
+    "augment.train_normalize": (None, {"augment.train_normalize": "none"}),
+    "augment.mean": (None, {"augment.normalize": "given", "augment.mean": [0.5] * 3, "augment.std": [0.2] * 3}),
+    "augment.std": (None, {"augment.normalize": "given", "augment.mean": [0.5] * 3, "augment.std": [0.3] * 3}),
+    "augment.jitter": (None, {"augment.jitter": [0.1, 0.0, 0.0, 0.0]}),
+    "augment.rotate_deg": (0.0, {"augment.rotate_deg": 5.0}),
+    "augment.erase_prob": (0.0, {"augment.erase_prob": 0.5}),
+    "model.num_outputs": (None, {"model.num_outputs": 9}),
+    "model.stem": (None, {"model.stem": "small"}),
+    "model.group_norm": (None, {"model.group_norm": 2}),
+    "model.bn_groups": (1, {"model.bn_groups": 2}),
+    "model.input_norm": ("none", {"model.input_norm": "scalar"}),
+    "model.mixstyle_depth": (0, {"model.mixstyle_depth": 1}),
+    "model.vit": (None, {"model.name": "vit", "model.vit": VIT}),
+    "optim.step_size": (None, {"optim.schedule": "step", "optim.step_size": 2, "optim.gamma": 0.1}),
+    "optim.gamma": (None, {"optim.schedule": "step", "optim.step_size": 2, "optim.gamma": 0.2}),
+    "optim.clip_norm": (None, {"optim.clip_norm": 1.0}),
+    "optim.label_smoothing": (0.0, {"optim.label_smoothing": 0.1}),
+    "optim.frozen": ((), {"optim.frozen": ["backbone"]}),
+    "optim.frozen_batchnorm": ("update", {"optim.frozen": ["backbone"], "optim.frozen_batchnorm": "fixed"}),
+    "optim.layer_decay": (None, {"optim.layer_decay": 0.7}),
+    "optim.ema_decay": (None, {"optim.ema_decay": 0.99}),
+    "budget.drop_last": (False, {"budget.drop_last": True}),
+    "budget.compress_to": (None, {"budget.compress_to": 5}),
+    "evaluate.train_first": (None, {"evaluate.train_first": 5}),
+    "evaluate.train_augmented": (False, {"evaluate.train_first": 5, "evaluate.train_augmented": True}),
+    "evaluate.record_steps": (False, {"evaluate.record_steps": True}),
+}
+"""Fields that came later: the value that leaves everything as it was without them, which can never change, and changes
+of which the last is the field's own."""
+
+
+def fields_of(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def test_only_fields_that_came_later_have_a_default_and_it_is_pinned() -> None:
+    found = dict(fields_of(RunSpec))
+    assert {path: field.default for path, field in found.items() if not field.is_required()} == {
+        path: neutral for path, (neutral, _) in ADDED.items()
+    }
+    assert {path for path, field in found.items() if field.is_required()} == set(BASE)
+
+
+@pytest.mark.parametrize("path", ADDED)
+def test_a_later_field_is_nothing_at_its_default_and_another_run_otherwise(path: str) -> None:
+    neutral, changes = ADDED[path]
+    plain = run_spec({path: neutral})
+    assert plain.canonical() == run_spec().canonical() and f'"{path.rpartition(".")[2]}"' not in plain.canonical()
+    without = {name: value for name, value in changes.items() if name != path}
+    changed = run_spec(changes)
+    assert changed.run_id != plain.run_id
+    try:
+        assert changed.run_id != run_spec(without).run_id
+    except ValidationError:
+        assert path in ("augment.mean", "augment.std", "model.vit", "optim.step_size", "optim.gamma")
+
+
 @pytest.mark.parametrize("path", CHANGES)
 def test_every_field_changes_the_id(path: str) -> None:
     assert run_spec({path: CHANGES[path]}).run_id != run_spec().run_id
@@ -106,6 +172,22 @@ def test_specs_are_frozen() -> None:
         ({"budget.steps": 5}, "exactly one of epochs and steps"),
         ({"budget.epochs": None}, "exactly one of epochs and steps"),
         ({"evaluate.every_steps": 5}, "exactly one of every_epochs and every_steps"),
+        ({"augment.normalize": "given"}, "mean and std must be three numbers when normalize is given, null for given"),
+        ({"augment.mean": [0.1, 0.1, 0.1]}, "null for dataset"),
+        ({"augment.jitter": [0.1, 0.1, 0.1, 0.6]}, "less than or equal to 0.5"),
+        ({"data.jpeg_quality": 90}, "jpeg_quality must be null where resize is none, got 90"),
+        ({"model.name": "resnet5"}, "did you mean resnet50?"),
+        ({"model.name": "keras/resnet50"}, "timm/<name>, torchvision/<name>"),
+        ({"model.name": "timm/../x"}, "is not one of"),
+        ({"model.name": "vit"}, "vit must be given exactly for the model vit"),
+        ({"model.name": "vit", "model.vit": {**VIT, "heads": 3}}, "width must be a multiple of heads"),
+        ({"model.name": "vit", "model.vit": {**VIT, "aux_depths": [2]}}, "aux_depths must rise and lie within 1..1"),
+        ({"model.group_norm": 4, "model.bn_groups": 2}, "group_norm leaves no BatchNorm to split"),
+        ({"optim.schedule": "step"}, "step_size and gamma must be numbers for schedule step"),
+        ({"optim.gamma": 0.1}, "null for cosine"),
+        ({"optim.schedule": "warmup_decay"}, "warmup_decay moves per step and needs warmup_steps above 0"),
+        ({"optim.frozen_batchnorm": "fixed"}, "needs frozen modules"),
+        ({"evaluate.train_augmented": True}, "train_augmented needs train_first"),
         ({"evaluate.select": ["best_on_val"]}, "best_on_val needs a hold-out: set data.val_fraction above 0"),
         ({"evaluate.select": ["best_on_test", "best_on_test"]}, "select names a checkpoint twice"),
         ({"optim.name": "sgd"}, "sgd takes momentum, the others null"),
