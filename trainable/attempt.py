@@ -174,7 +174,8 @@ class Attempt:
             tables=run.finish(self.info),
         )
         with suppress(StorageError):
-            write_cost(self.storage, self._cost(run))
+            if run.position.step:  # an evaluation alone says nothing of a step
+                write_cost(self.storage, self._cost(run))
             records.end_attempt(self.storage, self.run_id, self.info.attempt_id, "done", None)
             self.log("done and committed")
         self._close()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -51,17 +51,24 @@ class CostRecord(BaseModel):
 
 def shape_of(spec: RunSpec) -> str:
     """What runs of equal cost per step have in common, as 12 hex digits: seeds, rates and budgets do not matter."""
-    parts = {
+    parts: dict[str, Any] = {
         "model": spec.model.name,
         "dataset": spec.data.dataset,
         "classes": spec.data.classes,
         "image_size": spec.data.image_size,
-        "augment": spec.augment.model_dump(mode="json", exclude={"mix_alpha"}),
+        "augment": spec.augment.model_dump(mode="json", exclude={"mix_alpha"}, exclude_defaults=True),
         "optimizer": spec.optim.name,
         "precision": spec.optim.precision,
         "batch_size": spec.budget.batch_size,
         "evaluate_batch_size": spec.evaluate.batch_size,
     }
+    added = {
+        "model": spec.model.model_dump(mode="json", exclude={"name"}, exclude_defaults=True),
+        "resize": None if spec.data.resize == "none" else [spec.data.resize, spec.data.jpeg_quality],
+        "frozen": spec.optim.frozen,
+        "average": spec.optim.ema_decay is not None,
+    }
+    parts |= {name: value for name, value in added.items() if value}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -23,10 +23,12 @@ from datasets.terminal import plain
 from trainable import metrics
 from trainable.checkpoint import CheckpointError, RunFolder, model_state
 from trainable.credentials import redacted
+from trainable.loading import evaluation_loader
 from trainable.models import build_model
 from trainable.spec import RunSpec
 from trainable.storage import Storage, StorageError
 from trainable.surgery import WeightsError, load_weights
+from trainable.weights import NOT_PUBLISHED_WEIGHTS
 
 CHECKPOINTS = ("last", "best_on_test", "best_on_val")
 
@@ -39,10 +41,13 @@ class Pass:
         loader: an evaluation loader at its beginning; it is back there when the pass ends.
         device: where the model is.
         spec: the run, for its precision.
+        num_classes: outputs to keep; a model may have more than the data have classes.
     """
 
-    def __init__(self, model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec) -> None:
-        self._model, self._loader, self._device = model, loader, device
+    def __init__(
+        self, model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec, num_classes: int
+    ) -> None:
+        self._model, self._loader, self._device, self._num_classes = model, loader, device, num_classes
         self._precision = spec.optim.precision
         self._parts: list[torch.Tensor] = []
 
@@ -52,7 +57,8 @@ class Pass:
         try:
             for batch in self._loader:
                 with torch.inference_mode(), autocast(self._device, self._precision):
-                    self._parts.append(self._model(batch.images.to(self._device)).float())
+                    logits = self._model(batch.images.to(self._device))
+                    self._parts.append(logits[:, : self._num_classes].float())
                 yield None
         finally:
             self._loader.load_state_dict(start)
@@ -62,9 +68,11 @@ class Pass:
         return np.concatenate([part.cpu().numpy() for part in self._parts])
 
 
-def predict(model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec) -> NDArray[np.float32]:
+def predict(
+    model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec, num_classes: int
+) -> NDArray[np.float32]:
     """Logits of every image of the loader in its order, [N, C] float32."""
-    one = Pass(model, loader, device, spec)
+    one = Pass(model, loader, device, spec, num_classes)
     for _ in one:
         pass
     return one.logits()
@@ -119,14 +127,16 @@ def _evaluate_stored(options: argparse.Namespace) -> str:
     spec = find_run(storage, options.run)
     name = options.dataset or spec.data.dataset
     data = open_dataset(options.data, name)
-    if data.manifest.image_size != spec.data.image_size:
+    if spec.data.resize == "none" and data.manifest.image_size != spec.data.image_size:
         raise DataError(
             f"--dataset {name}: images of {data.manifest.image_size} pixels, run {spec.run_id} was trained on "
             f"{spec.data.image_size}; prepare them with --image-size {spec.data.image_size}"
         )
     rows = select_rows(_data_spec(spec.data, data), data)
     try:
-        checkpoint = RunFolder(storage, spec.run_id).load(options.checkpoint)
+        folder = RunFolder(storage, spec.run_id)
+        checkpoint = folder.load(options.checkpoint)
+        last = checkpoint if options.checkpoint == "last" else folder.load("last")
     except FileNotFoundError:
         raise DataError(
             f"--checkpoint {options.checkpoint}: run {spec.run_id} has none in {storage.folder('runs')}; "
@@ -135,15 +145,18 @@ def _evaluate_stored(options: argparse.Namespace) -> str:
     known = checkpoint.meta["num_classes"]
     if len(rows.classes) != known:
         raise DataError(f"--dataset {name}: has {len(rows.classes)} classes, run {spec.run_id} knows {known}")
-    model = build_model(spec.model.name, known, spec.data.image_size)
+    model = build_model(spec.model, known, spec.data.image_size)
     load_weights(model, model_state(checkpoint), (), f"run {spec.run_id}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = Loader(data.test, rows.test, spec.augment, batch_size=options.batch_size, seed=spec.seed, train=False)
-    logits = predict(model.to(device), loader, device, spec)
+    loader = evaluation_loader(spec, data.test, rows.test, batch_size=options.batch_size)
+    logits = predict(model.to(device), loader, device, spec, known)
     numbers = metrics.summarise(metrics.predictions(logits, rows.test.labels, rows.classes), rows.classes)
     mark = "" if data.manifest.published else f" ({NOT_PUBLISHED})"
     head = f"run {spec.run_id} {options.checkpoint} (step {checkpoint.meta['step']:,}) on {name}{mark}, "
-    return "\n".join([head + f"{len(logits):,} test images", *(f"  {k:16} {v:.6f}" for k, v in numbers.items())])
+    lines = [head + f"{len(logits):,} test images"]
+    if (stand_in := (last.meta.get("weights_report") or {}).get("stand_in")) is not None:
+        lines.append(f"  initial weights: {NOT_PUBLISHED_WEIGHTS} ({stand_in})")
+    return "\n".join([*lines, *(f"  {k:16} {v:.6f}" for k, v in numbers.items())])
 
 
 def _data_spec(own: DataSpec, data: Dataset) -> DataSpec:

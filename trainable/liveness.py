@@ -132,12 +132,12 @@ def reached(storage: Storage, run_id: str) -> Reached | None:
     try:
         meta = _read_meta(storage, path)
         rows = meta["position"]["rows"]
-        last = {row["split"]: row for row in rows[-3:]}
+        last = {row["split"]: row for row in rows if row["step"] == rows[-1]["step"]}
         found = Reached(
             step=meta["step"],
             total_steps=meta.get("total_steps"),
             epoch=rows[-1]["epoch"] if rows else None,
-            loss_nats=last["train"]["loss_nats"] if rows else None,
+            loss_nats=last["train"]["loss_nats"] if "train" in last else None,
             top1=last["test"]["top1"] if rows else None,
         )
         return found if all(isinstance(value, int | float | None) for value in astuple(found)) else None

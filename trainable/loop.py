@@ -10,7 +10,7 @@ Nothing inside an epoch waits for the device: sums stay there and are read at ev
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,16 +20,22 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datasets.loader import Batch, Loader
 from trainable.evaluate import Pass, autocast
 from trainable.metrics import TOP, label_ranks
-from trainable.optim import evaluation_interval, learning_rate, total_steps
+from trainable.optim import evaluation_interval, learning_rate, total_steps, whole_steps
 from trainable.spec import RunSpec
 from trainable.surgery import State
 
 EpochRow = dict[str, Any]
 """One split at one evaluation: the columns of the `epochs` table without the keys."""
+
+
+STEP_COLUMNS = ("loss_nats", "loss_total_nats", "grad_norm", "top1")
+"""Recorded of every step: loss of the (last) head, loss with those of auxiliary heads, norm of the gradients before
+clipping, and hits of the batch, weighted by lam where images are mixed."""
 
 
 class NonFiniteLoss(Exception):
@@ -85,9 +91,11 @@ class TrainingLoop:
         model: on the device.
         optimizer: over the model's parameters.
         train: the training loader.
-        evaluated: the evaluation loaders by split, `test` and perhaps `val`.
+        evaluated: the evaluation loaders by split, `test` and perhaps `val` and `train_<number>`.
         labels: the labels of those splits, in the loaders' order.
+        num_classes: classes of the data; further outputs of the model are not evaluated.
         device: where the model is.
+        frozen: modules below it that are not trained.
         position: where to go on.
     """
 
@@ -100,19 +108,31 @@ class TrainingLoop:
         train: Loader,
         evaluated: dict[str, Loader],
         labels: dict[str, NDArray[np.int64]],
+        num_classes: int,
         device: torch.device,
+        frozen: Sequence[nn.Module],
         position: Position,
     ) -> None:
         self.spec, self.model, self.optimizer, self.device = spec, model, optimizer, device
-        self.train, self.evaluated, self.labels = train, evaluated, labels
+        self.train, self.evaluated, self.labels, self.num_classes = train, evaluated, labels, num_classes
         self.position = position
         self.best_weights: dict[str, State] = {}
         """Weights that became the best since the last save, on the CPU."""
         self.final_logits: NDArray[np.float32] | None = None
         """Of the test split at the last step, once that evaluation has been made in this process."""
         self.total = total_steps(spec.budget, len(train))
+        self._scheduled = whole_steps(spec.budget, len(train))
         self.interval = evaluation_interval(spec.evaluate, len(train))
         self._mixed = spec.augment.mix != "none"
+        self._fixed = frozen if spec.optim.frozen_batchnorm == "fixed" else ()
+        self.average: AveragedModel | None = None
+        """The moving average of the weights, where the spec asks for one."""
+        if spec.optim.ema_decay is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(spec.optim.ema_decay))
+        self.steps: torch.Tensor | None = None
+        """What is recorded of every step, [total, 4] float64 on the device: the columns of STEP_COLUMNS."""
+        if spec.evaluate.record_steps:
+            self.steps = torch.zeros(self.total, len(STEP_COLUMNS), dtype=torch.float64, device=device)
         sums = position.sums
         self._device_sums = torch.tensor([sums.loss, sums.correct, sums.lam], dtype=torch.float64, device=device)
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
@@ -130,7 +150,7 @@ class TrainingLoop:
                 yield from self._evaluate()
             if position.step == self.total:
                 return
-            self.model.train()
+            self.train_mode()
             asked = time.perf_counter()
             for batch in self.train:
                 position.sums.data_wait_s += time.perf_counter() - asked
@@ -141,21 +161,45 @@ class TrainingLoop:
                     break
                 asked = time.perf_counter()
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The weights that are evaluated, selected and kept."""
+        return self.model if self.average is None else self.average.module
+
+    def train_mode(self) -> None:
+        """Puts the model into training mode, but for frozen modules that are to stay as they were loaded."""
+        self.model.train()
+        for module in self._fixed:
+            module.eval()
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step` (0-based); a compressed budget passes over the schedule in longer strides."""
+        stride = step * self._scheduled // max(1, self.total)
+        return learning_rate(self.spec.optim, stride, self._scheduled, len(self.train))
+
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimiser step. Returns the batch's mean loss in nats, on the device."""
         position, spec = self.position, self.spec
-        lr = learning_rate(spec.optim, position.step, self.total, len(self.train))
+        lr = self.rate(position.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         images, label_a, label_b, lam = (
             tensor.to(self.device) for tensor in (batch.images, batch.label_a, batch.label_b, batch.lam)
         )
         with autocast(self.device, spec.optim.precision):
-            logits = self.model(images)
-        loss = mixed_cross_entropy(logits.float(), label_a, label_b, lam)
+            outputs = self.model(images)
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        losses = [
+            mixed_cross_entropy(one.float(), label_a, label_b, lam, spec.optim.label_smoothing)
+            for one in (logits, *auxiliary)
+        ]
+        loss = sum(losses[1:], losses[0])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        norm = self._gradient_norm()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
         with torch.no_grad():
             guess = logits.argmax(dim=1)
@@ -164,9 +208,20 @@ class TrainingLoop:
             self._device_sums += torch.stack([mean_loss * len(lam), hits.double().sum(), lam.double().sum()])
             bad = ~torch.isfinite(mean_loss) & (self._first_bad < 0)
             self._first_bad = torch.where(bad, position.step, self._first_bad)
+            if self.steps is not None and norm is not None:
+                share = hits.double().mean()
+                self.steps[position.step] = torch.stack([losses[0].double(), mean_loss, norm.double(), share])
         position.sums.num_images += len(lam)
         position.step += 1
         return mean_loss
+
+    def _gradient_norm(self) -> torch.Tensor | None:
+        """Clips the gradients where the spec says so; their norm before that, where somebody wants to know it."""
+        clip = self.spec.optim.clip_norm
+        if clip is None and self.steps is None:
+            return None
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return torch.nn.utils.clip_grad_norm_(trained, float("inf") if clip is None else clip)
 
     def collect(self) -> None:
         """Copies the sums from the device into `position` (waits for the device).
@@ -177,7 +232,7 @@ class TrainingLoop:
         sums = self.position.sums
         sums.loss, sums.correct, sums.lam = self._device_sums.tolist()
         if (step := int(self._first_bad)) >= 0:
-            lr = learning_rate(self.spec.optim, step, self.total, len(self.train))
+            lr = self.rate(step)
             raise NonFiniteLoss(
                 f"the loss was not a finite number at step {step} (epoch {step / len(self.train):.2f}, lr {lr:.3g}); "
                 "lower optim.lr, add optim.warmup_steps, or look at the data"
@@ -187,7 +242,10 @@ class TrainingLoop:
         position = self.position
         self.collect()
         began = time.perf_counter()
-        passes = {split: Pass(self.model, loader, self.device, self.spec) for split, loader in self.evaluated.items()}
+        passes = {
+            split: Pass(self.evaluated_model, loader, self.device, self.spec, self.num_classes)
+            for split, loader in self.evaluated.items()
+        }
         for one in passes.values():
             for _ in one:
                 yield []
@@ -200,7 +258,7 @@ class TrainingLoop:
             "epoch": position.step / len(self.train),
             "ended_at": datetime.now(UTC).isoformat(),
         }
-        rows = [{**common, **self._train_row()}]
+        rows = [{**common, **self._train_row()}] if position.sums.num_images else []
         rows += [
             {**common, **_split_row(split, logits[split], self.labels[split]), "evaluate_s": evaluate_s}
             for split in sorted(logits)
@@ -220,7 +278,7 @@ class TrainingLoop:
         return {
             "split": "train",
             "num_images": sums.num_images,
-            "lr": learning_rate(self.spec.optim, step - 1, self.total, len(self.train)),
+            "lr": self.rate(step - 1),
             "loss_nats": sums.loss / sums.num_images,
             "top1": None if self._mixed else hits,
             "top1_mixed": hits if self._mixed else None,
@@ -238,7 +296,7 @@ class TrainingLoop:
             if known is None or row["top1"] > known["top1"]:
                 self.position.best[name] = {key: row[key] for key in ("eval_index", "step", "top1")}
                 self.best_weights[name] = {
-                    key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()
+                    key: value.detach().cpu().clone() for key, value in self.evaluated_model.state_dict().items()
                 }
 
 
@@ -260,15 +318,16 @@ def finite_logits(logits: NDArray[np.float32], what: str, step: int) -> NDArray[
 
 
 def mixed_cross_entropy(
-    logits: torch.Tensor, label_a: torch.Tensor, label_b: torch.Tensor, lam: torch.Tensor
+    logits: torch.Tensor, label_a: torch.Tensor, label_b: torch.Tensor, lam: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
     """Mean over the batch of lam * CE(label_a) + (1 - lam) * CE(label_b).
 
     Args:
         logits: [B, C] float32. label_a, label_b: [B] int64. lam: [B] float32.
+        smoothing: this share of each target is spread evenly over the C outputs.
     """
-    own = F.cross_entropy(logits, label_a, reduction="none")
-    other = F.cross_entropy(logits, label_b, reduction="none")
+    own = F.cross_entropy(logits, label_a, reduction="none", label_smoothing=smoothing)
+    other = F.cross_entropy(logits, label_b, reduction="none", label_smoothing=smoothing)
     return (lam * own + (1 - lam) * other).mean()
 
 

@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from trainable.checkpoint import Checkpoint, CheckpointError, RunFolder, model_s
 from trainable.costs import CUDA_CONTEXT_BYTES
 from trainable.loop import Position
 from trainable.models import build_model
+from trainable.optim import frozen_modules
 from trainable.provenance import reset_peak_memory
 from trainable.spec import ExecSpec, RunSpec
 from trainable.surgery import LoadReport, WeightsError, load_weights
@@ -42,6 +44,7 @@ def open_run(
     Raises:
         SpecError: the spec cannot run on these data.
         MissingWeights, WeightsError: initial weights cannot be had or do not fit.
+        FreezeError: what is to be frozen, or how rates decay, does not fit the model.
         CheckpointError: the parent's checkpoint is damaged or absent. (The run's own damaged checkpoint is set aside
             and the run begins anew, which gives the same bits.)
     """
@@ -79,7 +82,7 @@ def _built(
         CheckpointError: its own checkpoint is not one from which this version can resume.
     """
     torch.manual_seed(_torch_seed(spec, Purpose.MODEL_INIT))
-    model = build_model(spec.model.name, len(rows.classes), stores.manifest.image_size)
+    model = build_model(spec.model, len(rows.classes), spec.data.image_size)
     _check_batches(spec, model, len(rows.train.index))
     if own is None:
         report = _initialise(spec, exec_spec, model, parent_folder)
@@ -89,9 +92,10 @@ def _built(
         with _unusable_is_told(folder):
             _check_tensors(folder, own, model)
             position = Position.from_dict(own.meta["position"])
+    frozen = frozen_modules(model, spec.optim)
     model.to(device)
     torch.manual_seed(_torch_seed(spec, Purpose.MODEL_TRAIN))
-    run = TrainingRun(spec, exec_spec, folder, stores, rows, model, device, position, report, notes)
+    run = TrainingRun(spec, exec_spec, folder, stores, rows, model, frozen, device, position, report, notes)
     if own is not None:
         with _unusable_is_told(folder):
             run.restore(own)
@@ -154,6 +158,7 @@ def _initialise(spec: RunSpec, exec_spec: ExecSpec, model: nn.Module, parent_fol
         )
         try:
             parent = parent_folder.load(init.checkpoint)
+            last = parent if init.checkpoint == "last" else parent_folder.load("last")  # it alone says where both began
         except FileNotFoundError as error:
             raise WeightsError(
                 f"init.source: parent run {init.source} has no checkpoint {init.checkpoint} ({error}); run the parent, "
@@ -161,10 +166,12 @@ def _initialise(spec: RunSpec, exec_spec: ExecSpec, model: nn.Module, parent_fol
             ) from None
         except CheckpointError as error:
             raise CheckpointError(f"init.source: parent run {init.source}: {error}; {mend}") from None
-        return load_weights(model, model_state(parent), init.surgery, f"parent run {init.source}")
+        report = load_weights(model, model_state(parent), init.surgery, f"parent run {init.source}")
+        told = last.meta.get("weights_report")
+        return replace(report, stand_in=told.get("stand_in") if isinstance(told, dict) else None)
     folder = Path(exec_spec.weights_path) if exec_spec.weights_path else None
     weights = find_weights(init, folder, download=True)
-    return load_weights(model, weights.state, init.surgery, str(weights.path))
+    return replace(load_weights(model, weights.state, init.surgery, str(weights.path)), stand_in=weights.stand_in)
 
 
 def _check(spec: RunSpec, stores: Dataset, rows: RunRows) -> None:
@@ -174,10 +181,10 @@ def _check(spec: RunSpec, stores: Dataset, rows: RunRows) -> None:
             f"data.content_sha256: the run was planned for {str(spec.data.content_sha256)[:16]}, the prepared "
             f"{manifest.dataset} is {manifest.content_sha256[:16]}; plan anew, or prepare the former data again"
         )
-    if manifest.image_size != spec.data.image_size:
+    if spec.data.resize == "none" and manifest.image_size != spec.data.image_size:
         raise SpecError(
             f"data.image_size: {spec.data.image_size} pixels, but {manifest.dataset} is prepared at "
-            f"{manifest.image_size}; set data.image_size to that"
+            f"{manifest.image_size}; set data.image_size to that, or data.resize to a rule"
         )
     if len(rows.test.index) == 0 or len(rows.train.index) == 0:
         raise SpecError("data.classes: leaves no images to train or test on")
@@ -186,7 +193,12 @@ def _check(spec: RunSpec, stores: Dataset, rows: RunRows) -> None:
 def _check_batches(spec: RunSpec, model: nn.Module, num_train: int) -> None:
     """BatchNorm cannot train on a batch of one image whose last feature map is one pixel: say so before it does."""
     last = num_train % spec.budget.batch_size or min(num_train, spec.budget.batch_size)
-    if last == 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if spec.budget.drop_last and num_train < spec.budget.batch_size:
+        raise SpecError(
+            f"budget.drop_last: {num_train} images are less than one batch of {spec.budget.batch_size}, which leaves "
+            "nothing to train on; lower batch_size or set drop_last to false"
+        )
+    if last == 1 and not spec.budget.drop_last and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise SpecError(
             f"budget.batch_size: {num_train} images in batches of {spec.budget.batch_size} leave a last batch of one "
             f"image, on which {spec.model.name}'s BatchNorm cannot train; change batch_size or data.limit_train by one"

@@ -89,7 +89,7 @@ def probe(spec: RunSpec, exec_spec: ExecSpec, stores: Dataset, parent_folder: Ru
             train: BatchFacts | None = None
             losses: list[float] = []
             step_s = 0.0
-            loop.model.train()
+            loop.train_mode()
             while len(losses) < STEPS:  # an epoch may be a single batch
                 began = time.perf_counter()
                 for batch in loop.train:
@@ -103,7 +103,7 @@ def probe(spec: RunSpec, exec_spec: ExecSpec, stores: Dataset, parent_folder: Ru
             start = tests.state_dict()
             test = _facts(next(iter(tests)))
             tests.load_state_dict(start)
-            one = Pass(loop.model, tests, device, spec)
+            one = Pass(loop.model, tests, device, spec, loop.num_classes)
             pass_steps = iter(one)
             began = time.perf_counter()
             next(pass_steps)

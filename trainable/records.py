@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from datasets.store import NAME as DATASET_NAME
-from trainable.schemas import PARTITIONED, SCHEMA_VERSION, SCHEMAS
+from trainable.schemas import OPTIONAL, PARTITIONED, SCHEMA_VERSION, SCHEMAS
 from trainable.storage import MAX_READ_BYTES, Storage
 
 RUN_ID = r"^[0-9a-f]{16}$"
@@ -94,7 +94,7 @@ class AttemptRecord:
 def commit_run(
     storage: Storage, *, run_id: str, attempt_id: str, dataset: str, tables: Mapping[str, pa.Table]
 ) -> Commit:
-    """Writes an attempt's tables, then its commit record.
+    """Writes an attempt's tables, of which those of OPTIONAL may be left out, then its commit record.
 
     Raises:
         StorageError: cannot be written; without a commit record nothing of it counts.
@@ -102,6 +102,8 @@ def commit_run(
     """
     files = []
     for name, schema in SCHEMAS.items():
+        if name in OPTIONAL and name not in tables:
+            continue
         content = to_parquet(tables[name].cast(schema))
         path = _table_path(name, dataset, run_id, attempt_id)
         storage.publish(path, content)
@@ -235,8 +237,10 @@ def _names_its_own(commit: Commit, path: str) -> bool:
     """Whether a commit lies under its own name, and names the tables of its own attempt and no other file."""
     key = (commit.dataset, commit.run_id, commit.attempt_id)
     own = {(name, _table_path(name, *key)) for name in SCHEMAS}
+    needed = {(name, path) for name, path in own if name not in OPTIONAL}
     found = [(record.table, record.path) for record in commit.files]
-    return path == f"commits/{key[1]}--{key[2]}.json" and len(found) == len(own) and set(found) == own
+    whole = len(found) == len(set(found)) and needed <= set(found) <= own
+    return path == f"commits/{key[1]}--{key[2]}.json" and whole
 
 
 def read_table(
@@ -247,7 +251,8 @@ def read_table(
     *,
     first: int | None = None,
 ) -> pa.Table:
-    """One table of all given commits, in their order, in the schema of this version.
+    """One table of all given commits, in their order, in the schema of this version. Commits without a table of
+    OPTIONAL add nothing to it.
 
     Args:
         storage: the results root.
@@ -260,7 +265,8 @@ def read_table(
         RecordError: a file is missing or its content is not what was committed.
     """
     schema = SCHEMAS[name] if columns is None else pa.schema([SCHEMAS[name].field(column) for column in columns])
-    tables = [_conform(_read_file(storage, commit.file(name), columns, first), schema) for commit in commits]
+    having = [one for one in commits if name not in OPTIONAL or any(file.table == name for file in one.files)]
+    tables = [_conform(_read_file(storage, commit.file(name), columns, first), schema) for commit in having]
     return pa.concat_tables(tables).unify_dictionaries() if tables else schema.empty_table()
 
 

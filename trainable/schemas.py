@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from trainable.metrics import METRICS, TOP
 
-SCHEMA_VERSION = 2
-"""2 added trials.attempt_resumed_under_json; what an older version did not write is read as null."""
+SCHEMA_VERSION = 3
+"""2 added trials.attempt_resumed_under_json; 3 trials.init_stand_in, trials.final_scalars_json and the table steps. What
+an older version did not write is read as null."""
 DICT = pa.dictionary(pa.int32(), pa.string())
 _VOLATILE_ENDS = ("_s", "_per_s", "_at", "_bytes")
 _VOLATILE_STARTS = ("attempt_", "host_", "code_")
@@ -55,6 +56,7 @@ TRIALS = _schema(
     _field("init_kind", DICT),
     _field("init_source", pa.string()),
     _field("init_sha256", pa.string()),
+    _field("init_stand_in", pa.string(), "which random weights stood in for the ones named, here or at an ancestor"),
     _field("mix", DICT),
     _field("mix_alpha", pa.float64()),
     _field("mix_prob", pa.float64(), "probability"),
@@ -82,6 +84,7 @@ TRIALS = _schema(
             *(_field(f"{name}_{metric}", pa.float64(), _METRIC_UNITS[metric]) for metric in METRICS),
         )
     ),
+    _field("final_scalars_json", pa.string(), "numbers of the model itself after the last step, by name"),
     _field("train_s", pa.float64(), "s"),
     _field("evaluate_s", pa.float64(), "s"),
     _field("data_wait_s", pa.float64(), "s"),
@@ -162,6 +165,16 @@ EPOCHS = _schema(
     _field("ended_at", pa.timestamp("us", tz="UTC")),
 )
 
+STEPS = _schema(
+    _field("step", pa.int32(), "optimiser steps done, this one counted", nullable=False),
+    _field("epoch", pa.float64(), nullable=False),
+    _field("lr", pa.float64()),
+    _field("loss_nats", pa.float64(), "nats, mean over the batch; of the last head, mixed where images are mixed"),
+    _field("loss_total_nats", pa.float64(), "nats, with the losses of auxiliary heads"),
+    _field("grad_norm", pa.float64(), "of all gradients together, before clipping"),
+    _field("top1", pa.float64(), "fraction of the batch, weighted by lam where images are mixed"),
+)
+
 PREDICTIONS = _schema(
     _field("dataset", DICT, nullable=False),
     _field("eval_name", DICT, nullable=False),
@@ -229,9 +242,12 @@ SAMPLES = pa.schema(
 SCHEMAS: dict[str, pa.Schema] = {
     "trials": TRIALS,
     "epochs": EPOCHS,
+    "steps": STEPS,
     "predictions": PREDICTIONS,
     "logits": LOGITS,
     "provenance": PROVENANCE,
 }
 PARTITIONED = ("predictions", "logits")
 """Tables in folders `dataset=<name>`: labels and the number of classes differ between data sets."""
+OPTIONAL = ("steps",)
+"""Tables that a run has only where its spec asks for them."""

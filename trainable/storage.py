@@ -253,7 +253,11 @@ class Storage:
     def _names(self, folder: str, kind: FileType) -> list[str]:
         def found() -> list[FileInfo]:
             selector = FileSelector(self._inside(folder), recursive=False, allow_not_found=True)
-            infos: list[FileInfo] = self.fs.get_file_info(selector)
+            infos: list[FileInfo]
+            try:
+                infos = self.fs.get_file_info(selector)
+            except FileNotFoundError:  # another process made the folder between Arrow's first look and its second
+                infos = self.fs.get_file_info(selector)
             return infos
 
         return sorted(info.base_name for info in self._reading(folder, found) if info.type == kind)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from datasets.store import Dataset
 from datasets.subset import RunRows
 from trainable import metrics, schemas
-from trainable.loop import Position
+from trainable.loop import STEP_COLUMNS, Position
 from trainable.spec import EvalName, RunSpec
 
 
@@ -42,6 +42,13 @@ class RunResult:
     logits: dict[EvalName, NDArray[np.float32]]
     """Of the test split, [N, C] float32, by evaluation name."""
     num_parameters: int
+    steps: NDArray[np.float64] | None
+    """[steps, len(STEP_COLUMNS)], what was recorded of every step; None where nothing was."""
+    rates: Sequence[float]
+    """The learning rate of every recorded step."""
+    steps_per_epoch: int
+    scalars: dict[str, float]
+    """Numbers of the model itself after the last step, by name."""
     weights_report: dict[str, Any]
     numerics: dict[str, Any]
     numerics_changed: bool
@@ -51,20 +58,31 @@ class RunResult:
 
 
 def build_tables(result: RunResult, attempt: AttemptInfo) -> dict[str, pa.Table]:
-    """The tables of `schemas.SCHEMAS`, by name."""
+    """The tables of `schemas.SCHEMAS`, by name; `steps` only where steps were recorded."""
     key = {"run_id": result.spec.run_id, "attempt_id": attempt.attempt_id}
     ended_at = max(datetime.now(UTC), attempt.started_at)  # a clock may have been set back
     arrays = {
         name: metrics.predictions(logits, result.rows.test.labels, result.rows.classes)
         for name, logits in result.logits.items()
     }
-    return {
+    tables = {
         "trials": _rows("trials", [{**key, **_trial(result, attempt, arrays), "ended_at": ended_at}]),
         "epochs": _rows("epochs", [{**key, **_parsed(row)} for row in result.position.rows]),
         "predictions": pa.concat_tables([_predictions(result, key, name, found) for name, found in arrays.items()]),
         "logits": pa.concat_tables([_logits(result, key, name) for name in result.logits]),
         "provenance": _rows("provenance", [{**key, **_provenance(result, attempt), "ended_at": ended_at}]),
     }
+    if result.steps is not None:
+        tables["steps"] = _steps(result, key, result.steps)
+    return tables
+
+
+def _steps(result: RunResult, key: dict[str, str], recorded: NDArray[np.float64]) -> pa.Table:
+    number = np.arange(1, len(recorded) + 1, dtype=np.int32)
+    columns: dict[str, Any] = {name: [value] * len(recorded) for name, value in key.items()}
+    columns |= {"step": number, "epoch": number / result.steps_per_epoch, "lr": np.array(result.rates)}
+    columns |= dict(zip(STEP_COLUMNS, recorded.T, strict=True))
+    return pa.table({field.name: columns[field.name] for field in schemas.STEPS}).cast(schemas.STEPS)
 
 
 def _rows(table: str, rows: list[dict[str, Any]]) -> pa.Table:
@@ -90,6 +108,8 @@ def _trial(result: RunResult, attempt: AttemptInfo, arrays: dict[EvalName, metri
         "num_val": len(result.rows.val.index) if result.rows.val else 0,
         "num_test": len(result.rows.test.index),
         "num_parameters": result.num_parameters,
+        "init_stand_in": result.weights_report.get("stand_in"),
+        "final_scalars_json": json.dumps(result.scalars, sort_keys=True),
         "steps": position.step,
         "epochs": last["epoch"],
         "train_s": train_s,

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from datasets.loader import Loader
 from datasets.store import Dataset
-from datasets.subset import RunRows
+from datasets.subset import RunRows, first_rows
 from trainable import provenance
 from trainable.checkpoint import (
     Checkpoint,
@@ -25,7 +24,9 @@ from trainable.checkpoint import (
     unpack_optimizer,
 )
 from trainable.evaluate import Pass
+from trainable.loading import evaluation_loader, training_loader
 from trainable.loop import EpochRow, Position, TrainingLoop, finite_logits
+from trainable.models import scalars_of
 from trainable.optim import build_optimizer
 from trainable.spec import EvalName, ExecSpec, RunSpec
 from trainable.surgery import LoadReport, State
@@ -43,6 +44,7 @@ class TrainingRun:
         stores: Dataset,
         rows: RunRows,
         model: nn.Module,
+        frozen: Sequence[nn.Module],
         device: torch.device,
         position: Position,
         report: LoadReport,
@@ -62,29 +64,32 @@ class TrainingRun:
         evaluated = {"test": (stores.test, rows.test)}
         if rows.val is not None:
             evaluated["val"] = (stores.train, rows.val)
-        size = spec.evaluate.batch_size
+        if (first := spec.evaluate.train_first) is not None:
+            evaluated[f"train_{first}"] = (stores.train, first_rows(rows.train, first))
+
         pin = device.type == "cuda"
         self.loop = TrainingLoop(
             spec=spec,
             model=model,
             optimizer=build_optimizer(spec.optim, model),
-            train=Loader(
-                stores.train,
-                rows.train,
-                spec.augment,
-                batch_size=spec.budget.batch_size,
-                seed=spec.seed,
-                train=True,
-                pin=pin,
-            ),
+            train=training_loader(spec, stores.train, rows.train, pin=pin),
             evaluated={
-                split: Loader(store, chosen, spec.augment, batch_size=size, seed=spec.seed, train=False, pin=pin)
+                split: evaluation_loader(
+                    spec,
+                    store,
+                    chosen,
+                    augmented=spec.evaluate.train_augmented and split not in ("test", "val"),
+                    pin=pin,
+                )
                 for split, (store, chosen) in evaluated.items()
             },
             labels={split: chosen.labels for split, (_, chosen) in evaluated.items()},
+            num_classes=len(rows.classes),
             device=device,
+            frozen=frozen,
             position=position,
         )
+        self._scalars: dict[str, float] = {}
         self._logits: dict[EvalName, NDArray[np.float32]] = {}
         self._work = self._whole()
         self._saved_s = time.monotonic()
@@ -99,7 +104,7 @@ class TrainingRun:
     @property
     def progress(self) -> float:
         """Share of the optimiser steps that are done, in [0, 1]."""
-        return self.position.step / self.loop.total
+        return self.position.step / self.loop.total if self.loop.total else 0.0
 
     def advance(self, seconds: float = float("inf")) -> list[EpochRow]:
         """Trains to the next evaluation, the end, or until `seconds` have passed; saves when it is time.
@@ -143,6 +148,8 @@ class TrainingRun:
         tensors = {f"model.{name}": value for name, value in self.loop.model.state_dict().items()}
         optimizer, optimizer_meta = pack_optimizer(self.loop.optimizer)
         tensors |= optimizer
+        if self.loop.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.loop.average.state_dict().items()}
         tensors["rng.cpu"] = torch.get_rng_state()
         if self.loop.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.loop.device)
@@ -171,9 +178,20 @@ class TrainingRun:
         if changed:
             self.resumed_under.append({"step": self.position.step, "changed": changed})
         self.loop.model.load_state_dict(model_state(checkpoint))
+        if self.loop.steps is not None:
+            recorded = checkpoint.tensors["steps"]
+            self.loop.steps[: len(recorded)] = recorded
         if meta["complete"]:
-            self._complete = True
+            self._is_complete()
             return
+        if self.loop.average is not None:
+            self.loop.average.load_state_dict(
+                {
+                    name.removeprefix("average."): value
+                    for name, value in checkpoint.tensors.items()
+                    if name.startswith("average.")
+                }
+            )
         self.loop.train.load_state_dict(meta["loader"])
         unpack_optimizer(self.loop.optimizer, checkpoint.tensors, meta["optimizer"])
         torch.set_rng_state(checkpoint.tensors["rng.cpu"])
@@ -195,6 +213,10 @@ class TrainingRun:
             position=self.position,
             logits=self._logits,
             num_parameters=sum(parameter.numel() for parameter in self.loop.model.parameters()),
+            steps=None if self.loop.steps is None else self.loop.steps.cpu().numpy(),
+            rates=[self.loop.rate(step) for step in range(self.loop.total if self.loop.steps is not None else 0)],
+            steps_per_epoch=len(self.loop.train),
+            scalars=self._scalars,
             weights_report=self.report,
             numerics=self.numerics,
             numerics_changed=self.numerics_changed,
@@ -215,12 +237,18 @@ class TrainingRun:
         """Training, then the predictions of every evaluation by name; pauses wherever the loop does."""
         yield from self.loop.run()
         yield from self._predict("final")
+        self._scalars = scalars_of(self.loop.evaluated_model)
         if not self._complete:  # from here on the model holds other weights than the last step's
-            tensors = {f"model.{name}": value for name, value in self.loop.model.state_dict().items()}
+            tensors = {f"model.{name}": value for name, value in self.loop.evaluated_model.state_dict().items()}
             self._write(tensors, {"complete": True})
-            self._complete = True
+            self._is_complete()
         for name in self.spec.evaluate.select:
             yield from self._predict(name)
+
+    def _is_complete(self) -> None:
+        """The last checkpoint holds the weights that are evaluated; an average of them has been put in their place."""
+        self._complete = True
+        self.loop.average = None
 
     def _predict(self, name: EvalName) -> Generator[list[EpochRow], None, None]:
         loop = self.loop
@@ -237,7 +265,7 @@ class TrainingRun:
             except (FileNotFoundError, CheckpointError) as error:
                 raise CheckpointError(f"{error}; lost while the run went on: the same command begins it anew") from None
         began = time.perf_counter()
-        one = Pass(loop.model, loop.evaluated["test"], loop.device, self.spec)
+        one = Pass(loop.evaluated_model, loop.evaluated["test"], loop.device, self.spec, loop.num_classes)
         for _ in one:
             yield []
         self._logits[name] = finite_logits(one.logits(), f"test split ({name})", self.position.step)
@@ -271,6 +299,8 @@ class TrainingRun:
 
     def _write(self, tensors: State, meta: dict[str, Any]) -> None:
         position = self.position
+        if self.loop.steps is not None:
+            tensors["steps"] = self.loop.steps[: position.step]
         self.folder.save(
             tensors,
             {

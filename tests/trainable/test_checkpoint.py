@@ -18,6 +18,7 @@ from trainable.checkpoint import (
 )
 from trainable.models import build_model
 from trainable.optim import build_optimizer
+from trainable.spec import ModelSpec
 from trainable.storage import Storage
 
 META: dict[str, Any] = {"position": {"best": {}}, "num_classes": 3, "x": 0.1 + 0.2}
@@ -93,13 +94,13 @@ def test_optimiser_state_continues_exactly(storage: Storage, fields: dict[str, A
             optimizer.step()
 
     torch.manual_seed(0)
-    model = build_model("small_vit", 3, 8)
+    model = build_model(ModelSpec(name="small_vit"), 3, 8)
     optimizer = build_optimizer(spec.optim, model)
     steps(model, optimizer, 3)
     packed, meta = pack_optimizer(optimizer)
     save_checkpoint(storage, "c", {**packed, **{f"model.{k}": v for k, v in model.state_dict().items()}}, meta)
     found = load_checkpoint(storage, "c")
-    other = build_model("small_vit", 3, 8)
+    other = build_model(ModelSpec(name="small_vit"), 3, 8)
     other.load_state_dict({k.removeprefix("model."): v for k, v in found.tensors.items() if k.startswith("model.")})
     continued = build_optimizer(spec.optim, other)
     unpack_optimizer(continued, found.tensors, found.meta)

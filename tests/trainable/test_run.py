@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import exec_spec, run_spec
+from toy import VIT, exec_spec, run_spec
 
 from datasets.store import Dataset, open_dataset
 from trainable import provenance
@@ -121,6 +121,46 @@ MODELS = {
     },
     "held out": {"data.val_fraction": 0.2, "evaluate.select": ["best_on_val", "best_on_test"]},
     "bfloat16": {"optim.precision": "bfloat16"},
+    "averaged, clipped, every step on record": {
+        "optim.ema_decay": 0.8,
+        "optim.clip_norm": 0.5,
+        "optim.label_smoothing": 0.1,
+        "evaluate.record_steps": True,
+        "evaluate.train_first": 7,
+        "budget.drop_last": True,
+    },
+    "drawing between layers, normalised inside": {
+        "model.name": "small_resnet",
+        "model.mixstyle_depth": 2,
+        "model.input_norm": "channel",
+        "model.bn_groups": 2,
+        "optim.name": "sgd",
+        "optim.betas": None,
+        "optim.eps": None,
+        "optim.momentum": 0.9,
+    },
+    "auxiliary heads and dropout": {
+        "model.name": "vit",
+        "model.vit": {**VIT, "dropout": 0.1, "attention_dropout": 0.1, "aux_depths": [1]},
+    },
+    "jittered, turned, erased, enlarged": {
+        "data.image_size": 12,
+        "data.resize": "bicubic",
+        "augment.jitter": [0.2, 0.2, 0.2, 0.1],
+        "augment.rotate_deg": 10.0,
+        "augment.erase_prob": 0.5,
+        "evaluate.train_first": 20,
+        "evaluate.train_augmented": True,
+    },
+    "partly frozen, compressed": {
+        "model.name": "small_resnet",
+        "optim.frozen": ["conv1", "bn1", "layer1"],
+        "optim.frozen_batchnorm": "fixed",
+        "optim.schedule": "warmup_decay",
+        "optim.schedule_per": "step",
+        "optim.warmup_steps": 4,
+        "budget.compress_to": 9,
+    },
 }
 
 

@@ -10,13 +10,18 @@ import timm
 import torch
 from harm import Harm
 from safetensors.torch import save_file
+from torch import nn
 
 from trainable.models import build_model
-from trainable.spec import InitSpec
+from trainable.spec import InitSpec, ModelSpec
 from trainable.surgery import WeightsError, load_weights
 from trainable.weights import MissingWeights, find_weights, read_weights, tensors_sha256
 
 TAG = "vit_small_patch16_224.augreg_in21k_ft_in1k"
+
+
+def built(name: str, num_classes: int, image_size: int) -> nn.Module:
+    return build_model(ModelSpec(name=name), num_classes, image_size)
 
 
 def hub(source: str = TAG, sha256: str | None = None, kind: str = "hub") -> InitSpec:
@@ -41,7 +46,7 @@ def test_vit_weights_load_exactly_as_timm_loads_them(vit_file: Path) -> None:
         num_classes=100,
         img_size=64,
     ).state_dict()
-    model = build_model("vit_small_patch16_224", 100, 64)
+    model = built("vit_small_patch16_224", 100, 64)
     report = load_weights(model, read_weights(vit_file), ("new_head", "resize_positions"), "file")
     ours = model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("head."))
@@ -57,7 +62,7 @@ def test_cnn_weights_load_exactly_as_timm_loads_them(tmp_path: Path) -> None:
     theirs = timm.create_model(
         "resnet18", pretrained=True, pretrained_cfg_overlay={"file": str(path)}, num_classes=7
     ).state_dict()
-    model = build_model("resnet18", 7, 32)
+    model = built("resnet18", 7, 32)
     load_weights(model, read_weights(path), ("new_head",), "file")
     ours = model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if not name.startswith("fc."))
@@ -65,9 +70,9 @@ def test_cnn_weights_load_exactly_as_timm_loads_them(tmp_path: Path) -> None:
 
 def test_the_new_head_keeps_its_fresh_weights() -> None:
     torch.manual_seed(0)
-    source = build_model("small_resnet", 5, 8).state_dict()
+    source = built("small_resnet", 5, 8).state_dict()
     torch.manual_seed(1)
-    model = build_model("small_resnet", 5, 8)
+    model = built("small_resnet", 5, 8)
     fresh = model.fc.weight.clone()  # type: ignore[union-attr, operator]
     load_weights(model, source, ("new_head",), "parent")
     assert torch.equal(model.fc.weight, fresh)  # type: ignore[union-attr, arg-type]
@@ -83,27 +88,27 @@ def test_the_new_head_keeps_its_fresh_weights() -> None:
 )
 def test_weights_that_do_not_fit_name_tensors_and_mend(vit_file: Path, surgery: tuple[str, ...], message: str) -> None:
     with pytest.raises(WeightsError, match=message):
-        load_weights(build_model("vit_small_patch16_224", 100, 32), read_weights(vit_file), surgery, "file")
+        load_weights(built("vit_small_patch16_224", 100, 32), read_weights(vit_file), surgery, "file")
 
 
 def test_missing_and_unknown_tensors_are_faults() -> None:
-    state = build_model("small_vit", 3, 8).state_dict()
+    state = built("small_vit", 3, 8).state_dict()
     state["blocks.9.x"] = state.pop("blocks.0.norm1.weight")
     with pytest.raises(
         WeightsError, match=r"blocks\.0\.norm1\.weight is missing; blocks\.9\.x is unknown to the model"
     ):
-        load_weights(build_model("small_vit", 3, 8), state, (), "file")
+        load_weights(built("small_vit", 3, 8), state, (), "file")
 
 
 def test_resize_positions_needs_positions() -> None:
-    model = build_model("small_resnet", 3, 8)
+    model = built("small_resnet", 3, 8)
     with pytest.raises(WeightsError, match="resize_positions needs a model with a position table; leave it out"):
         load_weights(model, model.state_dict(), ("resize_positions",), "file")
 
 
 @pytest.mark.parametrize("place", ["{}.safetensors", "{}.pth", "{}/model.safetensors", "{}/pytorch_model.bin"])
 def test_every_format_gives_the_same_identity(place: str, tmp_path: Path) -> None:
-    state = build_model("small_vit", 3, 8).state_dict()
+    state = built("small_vit", 3, 8).state_dict()
     path = tmp_path / place.format(TAG)
     path.parent.mkdir(exist_ok=True)
     if path.suffix == ".safetensors":
@@ -115,7 +120,7 @@ def test_every_format_gives_the_same_identity(place: str, tmp_path: Path) -> Non
 
 
 def test_a_hub_cache_copied_by_hand_is_found(tmp_path: Path) -> None:
-    state = build_model("small_vit", 3, 8).state_dict()
+    state = built("small_vit", 3, 8).state_dict()
     path = tmp_path / f"models--timm--{TAG}" / "snapshots" / "abc" / "model.safetensors"
     path.parent.mkdir(parents=True)
     save_file(state, path)
@@ -123,20 +128,20 @@ def test_a_hub_cache_copied_by_hand_is_found(tmp_path: Path) -> None:
 
 
 def test_wrapped_torch_files_are_opened(tmp_path: Path) -> None:
-    state = build_model("small_vit", 3, 8).state_dict()
+    state = built("small_vit", 3, 8).state_dict()
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / f"{TAG}.pth")
     assert find_weights(hub(), tmp_path, download=False).sha256 == tensors_sha256(state)
 
 
 def test_other_tensors_are_another_identity() -> None:
-    state = build_model("small_vit", 3, 8).state_dict()
+    state = built("small_vit", 3, 8).state_dict()
     changed = {**state, "head.bias": state["head.bias"] + 1}
     renamed = {name.replace("head.bias", "head.b"): value for name, value in state.items()}
     assert len({tensors_sha256(one) for one in (state, changed, renamed)}) == 3
 
 
 def test_exchanged_file_is_noticed(tmp_path: Path) -> None:
-    save_file(build_model("small_vit", 3, 8).state_dict(), tmp_path / f"{TAG}.safetensors")
+    save_file(built("small_vit", 3, 8).state_dict(), tmp_path / f"{TAG}.safetensors")
     with pytest.raises(MissingWeights, match=r"holds tensors of SHA-256 \w{16}, the run was planned with 0{16}"):
         find_weights(hub(sha256="0" * 64), tmp_path, download=False)
 

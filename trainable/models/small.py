@@ -1,7 +1,9 @@
-"""Miniatures of the paper's two architectures for images of a few pixels, built from timm's own parts."""
+"""Miniatures: of the first study's two architectures for images of a few pixels, built from timm's own parts; and the
+third study's."""
 
 from __future__ import annotations
 
+import torch
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -35,3 +37,33 @@ def small_vit(num_classes: int, image_size: int) -> VisionTransformer:
         num_heads=4,
         num_classes=num_classes,
     )
+
+
+class ToyDilated(nn.Module):
+    """Four 3x3 convolutions of 32 channels at the image's own resolution, dilated 1, 2, 4, 8; then the mean over
+    positions and a linear layer. With bias, and BatchNorm and GELU after each (`toy-dilated` of the third study).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        layers: list[nn.Module] = []
+        for dilation in (1, 2, 4, 8):
+            channels = 32 if layers else 3
+            convolution = nn.Conv2d(channels, 32, kernel_size=3, dilation=dilation, padding=dilation)
+            layers += [convolution, nn.BatchNorm2d(32), nn.GELU()]
+        super().__init__()
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] float32 -> logits [B, C]."""
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer, as timm's models give theirs."""
+        return self.head
+
+
+def toy_dilated(num_classes: int, image_size: int) -> ToyDilated:
+    """The third study's miniature; `image_size` is free."""
+    return ToyDilated(num_classes)
