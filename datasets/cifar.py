@@ -116,6 +116,19 @@ _CIFAR_FILES = {
 }
 
 
+def is_archive(name: str, path: Path) -> bool:
+    """Whether a source claims to be the published archive of `name` or its unpacked folder, whole or not.
+
+    That is any file but a zip, which the archive never is, and any folder but one that has a folder `train` somewhere
+    and none of the archive's files.
+    """
+    if not path.is_dir():
+        return not zipfile.is_zipfile(path)
+    folder, train_names, test_name, meta_name, *_ = _CIFAR_FILES[name]
+    members = [home / member for home in (path, path / folder) for member in (*train_names, test_name, meta_name)]
+    return any(map(Path.is_file, members)) or not any(found.is_dir() for found in path.rglob("train"))
+
+
 def read_cifar(name: str, path: Path) -> Source:
     """Opens `cifar10` or `cifar100`: an archive of any tar compression, or its unpacked folder.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.published import Published
 from datasets.source_types import (
     BLOCK_BYTES,
     BLOCK_IMAGES,
@@ -38,6 +39,10 @@ _MAX_ASPECT = 40
 """Resizing would stretch a strip of one pixel to one of gigabytes."""
 _SIDES = range(4, 1025)
 """The sides of prepared images that a run can be told to train on (see `DataSpec.image_size`)."""
+
+
+Folders = dict[str, list[str]]
+"""Image files by class."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +177,8 @@ def _tiny_validation(tree: Tree, root: str, number: dict[str, int]) -> list[tupl
 
 
 def read_class_folders(tree: Tree, image_size: int | None) -> Source:
-    """`train/<class>/...` and `test/<class>/...` (or val/, valid/), at any depth below the root.
+    """`train/<class>/...` and `test/<class>/...` (or val/, valid/), at any depth below the root; classes in natural
+    order of their names.
 
     Args:
         tree: the files.
@@ -181,7 +187,65 @@ def read_class_folders(tree: Tree, image_size: int | None) -> Source:
     Raises:
         DataError: no such folders, classes that differ between the splits, images that differ in size.
     """
-    splits: dict[str, dict[str, list[str]]] = {}
+    train, test = _class_folders(tree)
+    classes = tuple(sorted(train, key=_natural))
+    listed = [_listed(split, classes) for split in (train, test)]
+    size = image_size or _size_of(tree, listed[0][0][0])
+    if size not in _SIDES:
+        raise DataError(
+            f"{tree.origin}: images of {size}x{size} pixels; give --image-size SIDE from {_SIDES[0]} to {_SIDES[-1]}"
+        )
+    return Source(
+        classes=classes,
+        train=_image_split(tree, listed[0], size, image_size),
+        test=_image_split(tree, listed[1], size, image_size),
+        known_files=False,
+    )
+
+
+def read_published_folders(tree: Tree, name: str, published: Published) -> Source:
+    """A tree of class folders in place of a published archive: the archive's classes with the archive's numbers, images
+    of the archive's size, however many. It is never the published data: such trees hold copies in another format.
+
+    Raises:
+        DataError: no such folders, other classes, images of another size.
+    """
+    try:
+        train, test = _class_folders(tree)
+    except DataError as error:
+        archive = str(published.url).rsplit("/", 1)[-1]
+        raise DataError(f"{error}; or give the published archive of {name} ({archive}) or its folder") from None
+    classes = published.classes
+    if set(train) != set(classes):
+        strange, absent = sorted(set(train) - set(classes)), sorted(set(classes) - set(train))
+        what = f"has train/{strange[0]}/" if strange else f"has no train/{absent[0]}/"
+        raise DataError(
+            f"{tree.origin}: {what}; under the name {name} the class folders must be {', '.join(classes)}. Prepare "
+            "other classes under a name of your own"
+        )
+    size = published.image_size
+    return Source(
+        classes=classes,
+        train=_image_split(tree, _listed(train, classes), size, None),
+        test=_image_split(tree, _listed(test, classes), size, None),
+        known_files=False,
+    )
+
+
+def _listed(split: Folders, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Images with their labels: by class, then in natural order of their names."""
+    return [
+        (name, number) for number, label in enumerate(classes) for name in sorted(split.get(label, []), key=_natural)
+    ]
+
+
+def _class_folders(tree: Tree) -> tuple[Folders, Folders]:
+    """The images of train and test.
+
+    Raises:
+        DataError: none or several such folders, one class only, or a class of test that train has not.
+    """
+    splits: dict[str, Folders] = {}
     for name in tree.files:
         parts = name.split("/")
         if not name.lower().endswith(_IMAGE_SUFFIXES):
@@ -192,29 +256,14 @@ def read_class_folders(tree: Tree, image_size: int | None) -> Source:
                 splits.setdefault(f"{split}:{'/'.join(parts[: at + 1])}", {}).setdefault(parts[at + 1], []).append(name)
                 break
     train, test = (_one_folder(tree, splits, split) for split in ("train", "test"))
-    classes = sorted(train, key=_natural)
-    if len(classes) < 2:
+    if len(train) < 2:
         raise DataError(f"{tree.origin}: train/ holds one class only; at least two are needed")
-    if strange := sorted(set(test) - set(classes)):
+    if strange := sorted(set(test) - set(train)):
         raise DataError(f"{tree.origin}: class {strange[0]} of the test split has no folder in train/")
-    listed = [
-        [(name, number) for number, label in enumerate(classes) for name in sorted(split.get(label, []), key=_natural)]
-        for split in (train, test)
-    ]
-    size = image_size or _size_of(tree, listed[0][0][0])
-    if size not in _SIDES:
-        raise DataError(
-            f"{tree.origin}: images of {size}x{size} pixels; give --image-size SIDE from {_SIDES[0]} to {_SIDES[-1]}"
-        )
-    return Source(
-        classes=tuple(classes),
-        train=_image_split(tree, listed[0], size, image_size),
-        test=_image_split(tree, listed[1], size, image_size),
-        known_files=False,
-    )
+    return train, test
 
 
-def _one_folder(tree: Tree, splits: dict[str, dict[str, list[str]]], split: str) -> dict[str, list[str]]:
+def _one_folder(tree: Tree, splits: dict[str, Folders], split: str) -> Folders:
     found = [key for key in splits if key.startswith(split + ":")]
     if len(found) != 1:
         folders = ", ".join(sorted(key.split(":")[1] for key in found)) or "none"

@@ -16,13 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datasets.cpu import apply_plan, normalize_table
-from datasets.plan import draw_plan, epoch_order, plain_plan
+from datasets.cpu import apply_plan
+from datasets.normalize import normalization
+from datasets.plan import BatchPlan, draw_plan, epoch_order, plain_plan
+from datasets.resize import Resizer, Rule, check_resize
 from datasets.spec import AugmentSpec
 from datasets.store import ArrayStore
 from datasets.subset import Rows
 
 STATE_VERSION = 1
+EVALUATION_EPOCH = 2**63
+"""The epoch at which an augmented evaluation is drawn, whenever it is made; no training gets there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +59,22 @@ class Loader:
     Args:
         store: the split.
         rows: which of its rows to use, with their labels.
-        augment: how training images are changed. For evaluation (`train=False`) only `normalize` is read.
+        augment: how training images are changed. Where nothing is augmented only `normalize` is read.
         batch_size: images a batch; the last one of an epoch may be shorter.
         seed: the run's seed.
-        train: shuffled and augmented, or in the order of the rows and only normalised.
+        train: in an order of their own every epoch, or in the order of the rows.
+        augmented: whether `augment` is applied; None follows `train`. An evaluation that is augmented sees the same
+            bits in every pass, and shares no draw with any training.
+        drop_last: leave out an epoch's last batch where it is short.
+        image_size: side in pixels of the images that are augmented; None is the store's.
+        resize: how the store's images become that large, for every batch anew; none where they are.
+        jpeg_quality: what every resized image is compressed with and decoded from; None does not.
         ahead: batches prepared ahead by the thread; 0 prepares in the caller's thread.
         pin: place the batches in page-locked memory, for a fast copy to a GPU.
+
+    Raises:
+        ValueError: a size that no rule makes of the store's images, a normalisation by a deviation of 0, or `drop_last`
+            where it leaves no batch.
     """
 
     def __init__(
@@ -72,33 +86,50 @@ class Loader:
         batch_size: int,
         seed: int,
         train: bool,
+        augmented: bool | None = None,
+        drop_last: bool = False,
+        image_size: int | None = None,
+        resize: Rule = "none",
+        jpeg_quality: int | None = None,
         ahead: int = 2,
         pin: bool = False,
     ) -> None:
+        side = store.manifest.image_size
+        self._image_size = side if image_size is None else image_size
+        check_resize(resize, side, self._image_size, jpeg_quality, dataset=store.manifest.dataset)
+        if drop_last and 0 < len(rows.index) < batch_size:
+            raise ValueError(
+                f"drop_last: {len(rows.index)} images are less than one batch of {batch_size}, which leaves none; "
+                "lower the batch size or keep the last batch"
+            )
         self._images = store.images
         self._rows = rows
         self._augment = augment
         self._batch_size = batch_size
         self._seed = seed
         self._train = train
+        self._augmented = train if augmented is None else augmented
+        self._drop_last = drop_last
         self._ahead = ahead
-        self._table = normalize_table(augment.normalize, store.manifest)
-        self._image_size = store.manifest.image_size
-        out_size = augment.train_crop if train and augment.train_crop else self._image_size
-        shape = (min(batch_size, max(1, len(rows.index))), 3, out_size, out_size)
-        self._slots = [torch.empty(shape, dtype=torch.float32, pin_memory=pin) for _ in range(ahead + 1)]
+        self._rule = normalization(augment, store.manifest, training=self._augmented)
+        out_size = augment.train_crop if self._augmented and augment.train_crop else self._image_size
+        num = min(batch_size, max(1, len(rows.index)))
+        self._slots = [torch.empty((num, 3, out_size, out_size), pin_memory=pin) for _ in range(ahead + 1)]
+        self._resizer = None if resize == "none" else Resizer(resize, side, self._image_size, jpeg_quality)
+        resized = num if self._resizer is not None else 0
+        self._resized = np.empty((resized, self._image_size, self._image_size, 3), np.uint8)
         self._epoch = 0
         self._batch = 0
         self._worker: _Worker | None = None
 
     @property
     def num_images(self) -> int:
-        """Images an epoch."""
+        """Images an epoch; with `drop_last` not all of them are seen."""
         return len(self._rows.index)
 
     def __len__(self) -> int:
-        """Batches an epoch, the short last one counted."""
-        return -(-self.num_images // self._batch_size)
+        """Batches an epoch, the short last one counted unless it is dropped."""
+        return self.num_images // self._batch_size if self._drop_last else -(-self.num_images // self._batch_size)
 
     def state_dict(self) -> LoaderState:
         """Where the loader stands: a batch counts as consumed once it has been yielded."""
@@ -162,13 +193,15 @@ class Loader:
     def _prepare(self, epoch: int, order: NDArray[np.int32], number: int, slot: torch.Tensor) -> Batch:
         chosen = order[number * self._batch_size : (number + 1) * self._batch_size]
         index = self._rows.index[chosen]
-        plan = (
-            draw_plan(self._augment, self._seed, epoch, number, index, self._image_size)
-            if self._train
-            else plain_plan(index, self._image_size)
-        )
         images = slot[: len(index)]
-        apply_plan(self._images, plan, self._table, images.numpy())
+        if self._resizer is None:
+            plan = self._plan(epoch, number, index)
+            apply_plan(self._images, plan, self._rule, images.numpy())
+        else:
+            plan = self._plan(epoch, number, np.arange(len(index), dtype=np.int32))
+            resized = self._resized[: len(index)]
+            self._resizer.fill(self._images, index, resized)
+            apply_plan(resized, plan, self._rule, images.numpy())
         labels = self._rows.labels[chosen]
         return Batch(
             images=images,
@@ -177,6 +210,13 @@ class Loader:
             lam=torch.from_numpy(plan.lam),
             index=torch.from_numpy(index.astype(np.int64)),
         )
+
+    def _plan(self, epoch: int, number: int, index: NDArray[np.int32]) -> BatchPlan:
+        """What to do with images `index` of the store, or of the resized batch."""
+        if not self._augmented:
+            return plain_plan(index, self._image_size)
+        drawn_at = epoch if self._train else EVALUATION_EPOCH
+        return draw_plan(self._augment, self._seed, drawn_at, number, index, self._image_size)
 
 
 class _Worker:

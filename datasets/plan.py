@@ -2,7 +2,11 @@
 
 Randomness is a function of position: (seed, purpose, epoch, batch) is the key and counter of a Philox generator, so
 any batch of any epoch can be drawn on its own and a resumed run needs no generator state. `reference.py`, `cpu.py`
-and later appliers turn the same `BatchPlan` into the same pixels.
+and `gpu.py` turn the same `BatchPlan` into the same pixels: what touches 8-bit pixels is planned in integers, because
+integers alone are the same on every device.
+
+An image's way is window, mirror, colour jitter, turn, normalise, erase, mix; a step is off where its draw is neutral.
+Jitter, turn and erasing follow torchvision's transforms on Pillow images, as the fourth study used them.
 
 Mixing follows the first study: one lam ~ Beta(alpha, alpha) and one permutation for the whole batch; CutMix's box has
 sides int(side * sqrt(1 - lam)), a centre uniform over the pixels, half sides side // 2, is clipped to the image, and
@@ -11,13 +15,26 @@ lam becomes 1 - clipped area / image area. `docs/augmentation.md` sets this besi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.spec import AugmentSpec
+
+FIXED_ONE = 1 << 16
+"""1 in the 16.16 fixed point of colour factors, cosines and positions."""
+HUE_SECTOR = 1 << 20
+"""A sixth of the hue circle. Fine enough that every 8-bit colour turned by 0 is itself, coarse enough that a sixth
+times 255 fits 32 bits."""
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""The operations of the jitter: columns of `BatchPlan.jitter`, values of `BatchPlan.jitter_order`."""
+ERASE_ATTEMPTS = 10
+ERASE_AREA = (0.02, 0.33)
+ERASE_RATIO = (0.3, 3.3)
+"""Of torchvision's RandomErasing: boxes that are tried, share of the image, height by width."""
 
 
 class Purpose(IntEnum):
@@ -33,6 +50,9 @@ class Purpose(IntEnum):
     MODEL_INIT = 8
     MODEL_TRAIN = 9
     DIGITS_SPLIT = 10
+    JITTER = 11
+    ROTATE = 12
+    ERASE = 13
 
 
 def generator(seed: int, purpose: Purpose, epoch: int = 0, batch: int = 0) -> np.random.Generator:
@@ -52,7 +72,7 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int32]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """What to do with each of a batch's B images. All arrays have length B (mix_box: [B, 4])."""
+    """What to do with each of a batch's B images. All arrays have length B, those of several columns are [B, 4]."""
 
     index: NDArray[np.int32]
     """Row of the image in the store."""
@@ -64,6 +84,17 @@ class BatchPlan:
     """Mirror the window left to right."""
     out_size: int
     """Side of the window in pixels."""
+    jitter: NDArray[np.int32]
+    """Factors of brightness, contrast and saturation in 16.16 fixed point (`FIXED_ONE` changes nothing), and the hue's
+    turn in `HUE_SECTOR`s (0 changes nothing, 6 of them are the circle)."""
+    jitter_order: NDArray[np.int8]
+    """The four operations (`BRIGHTNESS` ... `HUE`) in the order in which the image undergoes them."""
+    turn: NDArray[np.int32]
+    """Cosine and sine of the counter-clockwise angle, then column and row of the source point of the window's pixel
+    (0, 0), all in 16.16: pixel (y, x) shows the pixel that holds (column + cos x - sin y, row + sin x + cos y), black
+    where there is none. See `turn_by`."""
+    erase_box: NDArray[np.int16]
+    """Window (top, left, bottom, right) that is 0 after normalising; empty where nothing is erased."""
     partner: NDArray[np.int32]
     """Position in this batch of the image to mix with (itself where nothing is mixed)."""
     blend: NDArray[np.float32]
@@ -73,9 +104,48 @@ class BatchPlan:
     lam: NDArray[np.float32]
     """Weight of the image's own label; the partner's label weighs 1 - lam."""
 
+    @property
+    def recolours(self) -> bool:
+        """Whether the jitter changes any image."""
+        return bool((self.jitter != _NO_JITTER).any())
+
+    @property
+    def turns(self) -> bool:
+        """Whether any image is turned."""
+        return bool((self.turn[:, :2] != _NO_TURN[:2]).any())
+
+    @property
+    def erases(self) -> bool:
+        """Whether a box of any image is erased."""
+        return bool(self.erase_box.any())
+
+    def on_windows(self) -> BatchPlan:
+        """What is left to do once every image has become its window, jittered and turned, in the batch's order."""
+        rest = plain_plan(np.arange(len(self.index), dtype=np.int32), self.out_size)
+        return replace(
+            rest,
+            erase_box=self.erase_box,
+            partner=self.partner,
+            blend=self.blend,
+            mix_box=self.mix_box,
+            lam=self.lam,
+        )
+
+
+_NO_JITTER = np.array([FIXED_ONE, FIXED_ONE, FIXED_ONE, 0], np.int32)
+_NO_TURN = np.array([FIXED_ONE, 0, FIXED_ONE // 2, FIXED_ONE // 2], np.int32)
+_ANY_ORDER = np.arange(4, dtype=np.int8)
+
+
+def _repeated(row: NDArray[Any], num: int) -> NDArray[Any]:
+    """[num, 4]. Four times as fast as np.tile, which would cost more than an image."""
+    rows = np.empty((num, 4), row.dtype)
+    rows[:] = row
+    return rows
+
 
 def plain_plan(index: NDArray[np.int32], image_size: int) -> BatchPlan:
-    """The plan of a test batch: nothing cropped, mirrored or mixed."""
+    """The plan of a test batch: images are normalised and nothing else."""
     num = len(index)
     return BatchPlan(
         index=np.asarray(index, dtype=np.int32),
@@ -83,6 +153,10 @@ def plain_plan(index: NDArray[np.int32], image_size: int) -> BatchPlan:
         left=np.zeros(num, np.int16),
         flip=np.zeros(num, np.bool_),
         out_size=image_size,
+        jitter=_repeated(_NO_JITTER, num),
+        jitter_order=_repeated(_ANY_ORDER, num),
+        turn=_repeated(_NO_TURN, num),
+        erase_box=np.zeros((num, 4), np.int16),
         partner=np.arange(num, dtype=np.int32),
         blend=np.ones(num, np.float32),
         mix_box=np.zeros((num, 4), np.int16),
@@ -113,13 +187,27 @@ def draw_plan(
         top, left = corners.astype(np.int16)
     if spec.hflip_prob > 0:
         flip = generator(seed, Purpose.FLIP, epoch, batch).random(num) < spec.hflip_prob
-    partner, blend, box, lam = _draw_mix(spec, generator(seed, Purpose.MIX, epoch, batch), num, out_size)
+    jitter, jitter_order, turn, erase_box = plan.jitter, plan.jitter_order, plan.turn, plan.erase_box
+    if spec.jitter is not None:
+        jitter, jitter_order = _draw_jitter(spec.jitter, generator(seed, Purpose.JITTER, epoch, batch), num)
+    if spec.rotate_deg > 0:
+        share = 2 * generator(seed, Purpose.ROTATE, epoch, batch).random(num) - 1
+        turn = turn_by(spec.rotate_deg * share, out_size)
+    if spec.erase_prob > 0:
+        erase_box = _draw_erase(spec.erase_prob, generator(seed, Purpose.ERASE, epoch, batch), num, out_size)
+    partner, blend, box, lam = plan.partner, plan.blend, plan.mix_box, plan.lam
+    if spec.mix != "none":
+        partner, blend, box, lam = _draw_mix(spec, generator(seed, Purpose.MIX, epoch, batch), num, out_size)
     return BatchPlan(
         index=plan.index,
         top=top,
         left=left,
         flip=flip,
         out_size=out_size,
+        jitter=jitter,
+        jitter_order=jitter_order,
+        turn=turn,
+        erase_box=erase_box,
         partner=partner,
         blend=blend,
         mix_box=box,
@@ -127,16 +215,46 @@ def draw_plan(
     )
 
 
+def turn_by(degrees: NDArray[np.float64], size: int) -> NDArray[np.int32]:
+    """`BatchPlan.turn` of counter-clockwise angles about the middle of windows of `size` pixels, [B, 4] int32.
+
+    Rounded as Pillow's Image.rotate does (libImaging/Geometry.c, affine_fixed), so that the same pixels are shown.
+    """
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    middle, first = size / 2, 0.5 - size / 2
+    position = [cos, sin, middle + cos * first - sin * first, middle + sin * first + cos * first]
+    return np.floor(np.stack(position, axis=1) * FIXED_ONE + 0.5).astype(np.int32)
+
+
+def _draw_jitter(
+    strengths: tuple[float, float, float, float], rng: np.random.Generator, num: int
+) -> tuple[NDArray[np.int32], NDArray[np.int8]]:
+    """Factors uniform in 1 - s to 1 + s, a turn of the hue uniform in -s to s circles, an order for every image."""
+    reach = np.array(strengths) * np.array([FIXED_ONE, FIXED_ONE, FIXED_ONE, 6 * HUE_SECTOR])
+    jitter = _NO_JITTER + np.rint((2 * rng.random((num, 4)) - 1) * reach).astype(np.int32)
+    return jitter, rng.random((num, 4)).argsort(axis=1, kind="stable").astype(np.int8)
+
+
+def _draw_erase(prob: float, rng: np.random.Generator, num: int, size: int) -> NDArray[np.int16]:
+    """Boxes to erase, [B, 4]: the first of ten that leaves a border, as torchvision's RandomErasing.get_params."""
+    coin = rng.random(num) < prob
+    low, high = np.log(ERASE_RATIO)
+    area = size * size * rng.uniform(*ERASE_AREA, (num, ERASE_ATTEMPTS))
+    ratio = np.exp(rng.uniform(low, high, (num, ERASE_ATTEMPTS)))
+    sides = np.rint(np.sqrt(np.stack([area * ratio, area / ratio]))).astype(np.int64)
+    fits = (sides[0] < size) & (sides[1] < size)
+    height_width = sides[:, np.arange(num), fits.argmax(axis=1)]
+    top_left = (rng.random((2, num)) * (size - height_width + 1)).astype(np.int64)
+    box = np.concatenate([top_left, top_left + height_width]).T
+    return np.where((coin & fits.any(axis=1))[:, None], box, 0).astype(np.int16)
+
+
 _Mix = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int16], NDArray[np.float32]]
 
 
 def _draw_mix(spec: AugmentSpec, rng: np.random.Generator, num: int, size: int) -> _Mix:
     """Partner, blend, mix_box and lam of a batch. Draws are in a fixed order: lam, permutation, centre, coins."""
-    partner = np.arange(num, dtype=np.int32)
-    blend = np.ones(num, np.float32)
-    box = np.zeros((num, 4), np.int16)
-    if spec.mix == "none" or spec.mix_alpha is None:
-        return partner, blend, box, np.ones(num, np.float32)
+    assert spec.mix != "none" and spec.mix_alpha is not None, "the spec has an alpha exactly where it mixes"
     draws = 1 if spec.mix_scope == "batch" else num
     lam = rng.beta(spec.mix_alpha, spec.mix_alpha, size=draws)
     permutation = rng.permutation(num)
@@ -152,7 +270,7 @@ def _draw_mix(spec: AugmentSpec, rng: np.random.Generator, num: int, size: int) 
     use_blend = everyone(mixed & ~cut, num)
     use = use_cut | use_blend
     chosen = permutation if spec.mix_partner == "permutation" else np.arange(num)[::-1]
-    partner = np.where(use, chosen, partner).astype(np.int32)
+    partner = np.where(use, chosen, np.arange(num)).astype(np.int32)
     blend = np.where(use_blend, everyone(lam, num), 1.0).astype(np.float32)
     box = np.where(use_cut[:, None], everyone(boxes, (num, 4)), 0).astype(np.int16)
     return partner, blend, box, np.where(use, everyone(label_lam, num), 1.0).astype(np.float32)

@@ -26,6 +26,8 @@ class Published:
     """SHA-256 over the four array hashes (see `store.content_hash`); None where it is not known."""
     member_md5: dict[str, str] = field(default_factory=dict)
     """MD5 of the archive's files by name, for data whose content hash is not known."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of their numbers, where a tree of class folders may stand in for the archive."""
 
 
 PUBLISHED: dict[str, Published] = {
@@ -46,6 +48,7 @@ PUBLISHED: dict[str, Published] = {
             "test_batch": "40351d587109b95175f43aff81a1287e",
             "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
         },
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "cifar100": Published(
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",

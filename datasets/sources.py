@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.cifar import read_cifar
-from datasets.folders import open_tree, read_class_folders, read_tiny_imagenet
+from datasets.cifar import is_archive, read_cifar
+from datasets.folders import open_tree, read_class_folders, read_published_folders, read_tiny_imagenet
 from datasets.plan import Purpose, generator
 from datasets.published import PUBLISHED
 from datasets.source_types import Source, SplitSource
@@ -24,7 +24,7 @@ def open_source(name: str, path: Path | None, *, image_size: int | None = None) 
     """Opens the source of data set `name`.
 
     Args:
-        name: a published name, or any name for a class-per-folder tree.
+        name: a published name, or any name for a class-per-folder tree. CIFAR-10 may be such a tree, too.
         path: archive or folder; None only for data that come with a dependency.
         image_size: resize a class-per-folder tree's images to this side (shorter side, then centre).
 
@@ -39,6 +39,9 @@ def open_source(name: str, path: Path | None, *, image_size: int | None = None) 
     if image_size is not None and name in PUBLISHED:
         raise DataError(f"--image-size is for image folders of your own; {name} keeps its published size")
     if name in ("cifar10", "cifar100"):
+        classes = PUBLISHED[name].classes
+        if classes and not is_archive(name, path):
+            return read_published_folders(open_tree(path), name, PUBLISHED[name])
         return read_cifar(name, path)
     tree = open_tree(path)
     return read_tiny_imagenet(tree) if name == "tiny-imagenet-200" else read_class_folders(tree, image_size)

@@ -77,6 +77,20 @@ def select_rows(spec: DataSpec, data: Dataset) -> RunRows:
     return RunRows(train=train, test=test, val=val, classes=keep)
 
 
+def first_rows(rows: Rows, count: int) -> Rows:
+    """The first `count` of the rows, in the order of the store.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if count > len(rows.index):
+        raise DataError(
+            f"evaluate.train_first: {count} is more than the {len(rows.index)} training images there are; lower it or "
+            "set null"
+        )
+    return Rows(index=rows.index[:count], labels=rows.labels[:count])
+
+
 def _of_classes(labels: NDArray[np.int16], keep: NDArray[np.int16]) -> Rows:
     index = np.flatnonzero(np.isin(labels, keep)).astype(np.int32)
     return Rows(index=index, labels=np.searchsorted(keep, labels[index]).astype(np.int64))

@@ -6,14 +6,18 @@ import io
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from harm import Harm
+from PIL import Image
+from rich.console import Console
 
 from datasets import published
 from datasets.cifar import read_cifar
+from datasets.prepare import describe, prepare
 from datasets.sources import open_source
 from datasets.store import DataError
 
@@ -172,8 +176,91 @@ def test_a_zip_of_images_is_told_where_it_belongs(tmp_path: Path) -> None:
     path = tmp_path / "images.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("train/cat/0.png", b"")
-    with pytest.raises(DataError, match=r"images.zip: a zip, but cifar10 is read from .* under a name of your own"):
-        read_cifar("cifar10", path)
+    with pytest.raises(DataError, match=r"images.zip: a zip, but cifar100 is read from .* under a name of your own"):
+        open_source("cifar100", path)
+
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def class_folders(root: Path, classes: Sequence[str] = CIFAR10, size: int = 32) -> Path:
+    """Two training images and one test image a class, whose red tells the class and whose green the image."""
+    for label, name in enumerate(classes):
+        for split, number in (("train", 0), ("train", 1), ("test", 2)):
+            path = root / split / name / f"{10 * number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (size, size), (10 * label, number, 0)).save(path)
+    return root
+
+
+def zipped(folder: Path, target: Path, within: str = "") -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            archive.write(path, within + str(path.relative_to(folder)))
+    return target
+
+
+def test_cifar10_may_be_class_folders_or_a_zip_of_them(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "pictures")
+    for path in (folder, tmp_path, zipped(folder, tmp_path / "a.zip"), zipped(folder, tmp_path / "b.zip", "cifar/")):
+        source = open_source("cifar10", path)
+        assert source.classes == CIFAR10 and not source.known_files
+        assert source.train.labels.tolist() == [label for label in range(10) for _ in range(2)]
+        assert source.test.labels.tolist() == list(range(10))
+        (train,), (test,) = source.train.blocks(), source.test.blocks()
+        assert train.shape == (20, 32, 32, 3) and train[:, 5, 5, 0].tolist() == [10 * k for k in source.train.labels]
+        assert train[:4, 0, 0, 1].tolist() == [0, 1, 0, 1] and (test[:, 0, 0, 1] == 2).all()
+
+
+def test_cifar10_as_folders_is_never_the_published_data(tmp_path: Path) -> None:
+    archive = zipped(class_folders(tmp_path / "pictures"), tmp_path / "pictures.zip")
+    data = prepare("cifar10", archive, tmp_path / "data", console=Console(quiet=True))
+    assert not data.manifest.published and "10 classes; not the published data" in describe(data)
+    assert data.manifest.classes == CIFAR10 and data.manifest.image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("classes", "size", "message"),
+    [
+        ((*CIFAR10[:9], "lorry"), 32, r"has train/lorry/; under the name cifar10 the class folders must be airplane, "),
+        (CIFAR10[:9], 32, r"has no train/truck/; under the name cifar10 .* Prepare other classes under a name of your"),
+        (CIFAR10, 33, r"airplane/0\.png is 33x33, the others are 32x32"),
+    ],
+)
+def test_other_folders_are_not_taken_for_cifar10(
+    classes: tuple[str, ...], size: int, message: str, tmp_path: Path
+) -> None:
+    folder = class_folders(tmp_path / "pictures", classes, size)
+    with pytest.raises(DataError, match=message):
+        prepare("cifar10", folder, tmp_path / "data", console=Console(quiet=True))
+    assert not (tmp_path / "data" / "cifar10").exists()
+
+
+def test_a_zip_without_class_folders_names_both_ways(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("data_batch_1", b"")
+    both = r"needs exactly one train folder .* found none; or give the published archive of cifar10 \(cifar-10-python"
+    with pytest.raises(DataError, match=both):
+        open_source("cifar10", tmp_path / "x.zip")
+
+
+def test_class_folders_do_not_hide_a_broken_archive(tmp_path: Path) -> None:
+    """A folder that has any of the archive's files is read as the archive, and none of them may be missing."""
+    folder = class_folders(tmp_path / "cifar-10-batches-py")
+    (folder / "data_batch_1").write_bytes(batch("train", "labels"))
+    for path in (folder, tmp_path):
+        with pytest.raises(DataError, match=r"holds no data_batch_2, .*batches\.meta; it is not the published python"):
+            open_source("cifar10", path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no data_batch_1, .*; it is not the published python archive"):
+        open_source("cifar10", tmp_path / "empty")
+
+
+def test_real_cifar10_pictures_are_marked(shared: Path, tmp_path: Path) -> None:
+    data = prepare("cifar10", shared / "cifar10-jpeg-mini.zip", tmp_path, console=Console(quiet=True))
+    assert (len(data.train.labels), len(data.test.labels)) == (2000, 500) and not data.manifest.published
+    assert data.manifest.classes == CIFAR10 and data.manifest.image_size == 32
+    assert data.manifest.source_sha256 == "dc4565cdd4895b8ed9577afc2c7f87e795088b8cd41dc2a5f25fc62ceed6c6fe"
 
 
 def test_an_absent_file_is_said(tmp_path: Path) -> None:

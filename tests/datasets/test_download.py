@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.download import ATTEMPTS, download
+from datasets.download import ATTEMPTS, DownloadError, download
 from datasets.published import PUBLISHED
 from datasets.store import DataError
 
@@ -116,9 +116,23 @@ def test_whole_part_of_an_earlier_call_is_taken(server: Server, tmp_path: Path) 
 
 def test_wrong_content_is_deleted_and_named(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:-1] + b"x"
-    with pytest.raises(DataError, match=rf"what came has MD5 \w+, the published archive {MD5}; it was deleted"):
+    with pytest.raises(DataError, match=rf"what came has MD5 \w+, the published file {MD5}; it was deleted"):
         download(server.url, MD5, tmp_path, silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_digits_of_a_digest_are_enough(server: Server, tmp_path: Path) -> None:
+    """torchvision publishes eight to ten of SHA-256, in its files' names."""
+    digits = hashlib.sha256(CONTENT).hexdigest()[:8]
+    assert download(server.url, digits, tmp_path, silent, algorithm="sha256").read_bytes() == CONTENT
+    download(server.url, digits, tmp_path, silent, algorithm="sha256")
+    assert len(server.ranges) == 1, "the file that is there is recognised"
+    server.content = CONTENT[:-1] + b"x"
+    (tmp_path / "data.bin").write_bytes(b"other")
+    with pytest.raises(DownloadError, match=rf"what came has SHA-256 \w{{64}}, the published file {digits}") as failed:
+        download(server.url, digits, tmp_path, silent, algorithm="sha256")
+    assert failed.value.why.startswith("what came has SHA-256") and "try again" not in failed.value.why
+    assert (tmp_path / "data.bin").read_bytes() == b"other"
 
 
 def test_absent_file_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
@@ -166,5 +180,7 @@ def test_more_than_an_archive_is_not_taken(
         DataError, match="are offered, at most 300,000 are taken" if told else "more than 300,000 bytes"
     ):
         download(server.url, MD5, tmp_path, silent, pause_s=0)
+    with pytest.raises(DownloadError, match="are offered, at most 200,000" if told else "more than 200,000 bytes"):
+        download(server.url, MD5, tmp_path / "other", silent, at_most_bytes=200_000, pause_s=0)
     assert not (tmp_path / "data.bin").exists()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 400_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 import traceback
 from collections.abc import Iterator
@@ -10,9 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from toy import run_spec
+from toy import augment, run_spec
 
-from datasets.loader import Loader
+from datasets import reference
+from datasets.loader import EVALUATION_EPOCH, Loader
+from datasets.normalize import normalization
+from datasets.plan import draw_plan, epoch_order
+from datasets.resize import Resizer
+from datasets.spec import AugmentSpec
 from datasets.store import Dataset
 from datasets.subset import select_rows
 
@@ -176,3 +182,139 @@ def test_class_subset_and_limits(toy: Dataset) -> None:
     assert np.bincount(rows.train.labels).tolist() == [5, 5]
     assert sorted(np.bincount(rows.test.labels).tolist()) == [3, 4]
     assert (toy.train.labels[rows.train.index] == rows.classes[rows.train.labels]).all()
+
+
+EVERYTHING = {
+    "pad_crop": 2,
+    "hflip_prob": 0.5,
+    "jitter": (0.4, 0.4, 0.4, 0.2),
+    "rotate_deg": 30.0,
+    "erase_prob": 0.5,
+    "mix": "cutmix",
+    "mix_alpha": 1.0,
+}
+
+
+def on_toy(toy: Dataset, spec: AugmentSpec | None = None, **how: object) -> Loader:
+    """A loader of the toy's training images."""
+    rows = select_rows(run_spec().data, toy).train
+    settings: dict[str, object] = {"batch_size": 16, "seed": 3, "train": True, "ahead": 2, **how}
+    return Loader(toy.train, rows, spec or augment(**EVERYTHING), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", ["bilinear", "bicubic", "bicubic_opencv"])
+def test_batches_are_resized_then_augmented(toy: Dataset, rule: str) -> None:
+    """The plan is drawn for the resized side; windows, boxes and partners are those of resized images."""
+    spec = augment(**{**EVERYTHING, "train_crop": 10})
+    resizer = Resizer(rule, 8, 12)  # type: ignore[arg-type]
+    table = normalization(spec, toy.train.manifest, training=True).table
+    order = epoch_order(3, 0, 60)
+    for number, batch in enumerate(copies(on_toy(toy, spec, image_size=12, resize=rule), limit=2)):
+        index = order[16 * number : 16 * number + 16]
+        assert batch[4].tolist() == index.tolist()
+        resized = np.empty((16, 12, 12, 3), np.uint8)
+        resizer.fill(toy.train.images, index, resized)
+        plan = draw_plan(spec, 3, 0, number, np.arange(16, dtype=np.int32), 12)
+        assert (batch[0].numpy() == reference.apply_plan(resized, plan, table)).all()
+        assert batch[0].shape == (16, 3, 10, 10)
+
+
+def test_resized_images_go_through_jpeg_before_anything_else(toy: Dataset) -> None:
+    spec = augment(normalize="none")
+    resized = np.empty((60, 16, 16, 3), np.uint8)
+    Resizer("bicubic_opencv", 8, 16, 50).fill(toy.train.images, np.arange(60, dtype=np.int32), resized)
+    loader = on_toy(toy, spec, train=False, image_size=16, resize="bicubic_opencv", jpeg_quality=50)
+    found = torch.cat([batch[0] for batch in copies(loader)])
+    assert torch.equal((found * 255).round().to(torch.uint8), torch.from_numpy(resized).permute(0, 3, 1, 2))
+    assert (found.shape[0], len(loader)) == (60, 4), "the short last batch too"
+
+
+def test_a_resized_evaluation_does_not_hang_on_the_batch_size_or_the_thread(toy: Dataset) -> None:
+    passes = [
+        torch.cat([batch[0] for batch in copies(on_toy(toy, train=False, image_size=12, resize="bicubic", **how))])
+        for how in ({}, {"batch_size": 7}, {"ahead": 0}, {"batch_size": 60})
+    ]
+    assert all(torch.equal(passes[0], one) for one in passes[1:])
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_a_resized_augmented_loader_resumes_to_the_same_bits(toy: Dataset, ahead: int, stop_at: int) -> None:
+    how = {"image_size": 12, "resize": "bicubic", "jpeg_quality": 90, "ahead": ahead}
+    whole = on_toy(toy, **how)
+    stream = [batch for _ in range(3) for batch in copies(whole)]
+    resumed = on_toy(toy, **how)
+    resumed.load_state_dict({"version": 1, "epoch": stop_at // 4, "batch": stop_at % 4})
+    following = [batch for _ in range(3) for batch in copies(resumed)]
+    assert equal(following[:6], stream[stop_at : stop_at + 6])
+
+
+def test_an_augmented_evaluation_sees_the_rows_in_order_and_the_same_bits_in_every_pass(toy: Dataset) -> None:
+    loader = on_toy(toy, train=False, augmented=True)
+    first, second = list(copies(loader)), list(copies(loader))
+    assert torch.cat([batch[4] for batch in first]).tolist() == list(range(60))
+    assert equal(first, second)
+    plain = list(copies(on_toy(toy, train=False)))
+    assert all((one[0] != other[0]).any() for one, other in zip(first, plain, strict=True))
+    table = normalization(augment(**EVERYTHING), toy.train.manifest, training=True).table
+    plan = draw_plan(augment(**EVERYTHING), 3, EVALUATION_EPOCH, 1, np.arange(16, 32, dtype=np.int32), 8)
+    assert (first[1][0].numpy() == reference.apply_plan(toy.train.images, plan, table)).all()
+
+
+def test_an_augmented_evaluation_shares_no_draw_with_training(toy: Dataset) -> None:
+    """With the same images in the same places, no epoch's plan is the evaluation's."""
+    rows = np.arange(16, dtype=np.int32)
+    evaluation = draw_plan(augment(**EVERYTHING), 3, EVALUATION_EPOCH, 0, rows, 8)
+    for epoch, batch in itertools.product(range(20), range(4)):
+        training = draw_plan(augment(**EVERYTHING), 3, epoch, batch, rows, 8)
+        assert (training.jitter != evaluation.jitter).any() and (training.turn != evaluation.turn).any()
+
+
+def test_training_images_unaugmented_are_shuffled_and_plain(toy: Dataset) -> None:
+    batch = next(copies(on_toy(toy, augment(normalize="none", pad_crop=2), augmented=False)))
+    images = toy.train.images[batch[4].numpy()].transpose(0, 3, 1, 2)
+    assert torch.equal((batch[0] * 255).round().to(torch.uint8), torch.from_numpy(images))
+    assert batch[4].tolist() != sorted(batch[4].tolist())
+
+
+def test_training_images_may_be_normalised_otherwise(toy: Dataset) -> None:
+    spec = augment(normalize="dataset", train_normalize="none")
+    largest = [
+        float(torch.cat([batch[0] for batch in copies(on_toy(toy, spec, **how))]).max())
+        for how in ({}, {"train": False}, {"train": False, "augmented": True})
+    ]
+    assert largest[0] <= 1 < largest[1] and largest[2] == largest[0]
+
+
+def test_dropping_the_last_batch_leaves_whole_ones(toy: Dataset) -> None:
+    loader = on_toy(toy, drop_last=True)
+    first, second = list(copies(loader)), list(copies(loader))
+    assert [len(batch[0]) for batch in first + second] == [16] * 6 and len(loader) == 3
+    kept = list(copies(on_toy(toy)))
+    assert equal(first, kept[:3]), "the others are as they would be"
+    assert loader.state_dict() == {"version": 1, "epoch": 2, "batch": 0}
+    with pytest.raises(ValueError, match="epoch 0 batch 3 does not exist; an epoch here has 3 batches"):
+        loader.load_state_dict({"version": 1, "epoch": 0, "batch": 3})
+
+
+def test_dropping_the_only_batch_is_refused(toy: Dataset) -> None:
+    message = r"drop_last: 60 images are less than one batch of 61, .* keep the last batch"
+    with pytest.raises(ValueError, match=message):
+        on_toy(toy, drop_last=True, batch_size=61)
+    assert len(on_toy(toy, drop_last=True, batch_size=60)) == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"image_size": 12}, r"data\.image_size: 12 pixels, but the images of toy have 8 and data\.resize is none"),
+        (
+            {"image_size": 6, "resize": "bicubic_opencv"},
+            r"data\.resize: bicubic_opencv only enlarges, .* of toy .* 8 to 6",
+        ),
+        ({"jpeg_quality": 90}, r"data\.jpeg_quality: must be null where data\.resize is none"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(toy: Dataset, how: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        on_toy(toy, **how)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from toy import augment
 
-from datasets.plan import Purpose, draw_plan, epoch_order, generator
+from datasets.plan import FIXED_ONE, HUE_SECTOR, Purpose, draw_plan, epoch_order, generator, plain_plan, turn_by
 
 
 def index(num: int) -> np.ndarray:
@@ -49,6 +50,66 @@ def test_draws_are_pinned() -> None:
 ORDER_223_3 = [5, 9, 6, 2, 4, 3, 1, 8, 7, 0]
 TOP, FLIP, PARTNER = [-2, 2, 0, 1], [True, True, False, True], [0, 1, 2, 3]
 LAM = 0.7265625
+
+
+def test_later_draws_are_pinned() -> None:
+    spec = augment(jitter=(0.2, 0.2, 0.2, 0.1), rotate_deg=10.0, erase_prob=1.0)
+    plan = draw_plan(spec, 223, 3, 7, index(2), 32)
+    assert plan.jitter.tolist() == JITTER and plan.jitter_order.tolist() == JITTER_ORDER
+    assert plan.turn.tolist() == TURN and plan.erase_box.tolist() == ERASE
+
+
+JITTER = [[68850, 75112, 65337, 593248], [61862, 69944, 52802, 34491]]
+JITTER_ORDER = [[2, 1, 3, 0], [2, 3, 1, 0]]
+TURN = [[65396, -4278, -31371, 101240], [65532, 748, 44433, 21235]]
+ERASE = [[22, 3, 31, 16], [5, 12, 18, 24]]
+
+
+def test_purposes_keep_their_numbers() -> None:
+    """A number that changes, or is used twice, changes published results."""
+    names = (
+        "ORDER CROP FLIP MIX HOLD_OUT LIMIT_TRAIN LIMIT_EVAL MODEL_INIT MODEL_TRAIN DIGITS_SPLIT JITTER ROTATE ERASE"
+    )
+    assert {purpose.name: int(purpose) for purpose in Purpose} == {
+        name: number for number, name in enumerate(names.split(), 1)
+    }
+
+
+def test_what_is_drawn_does_not_hang_on_what_else_is_drawn() -> None:
+    old = {"pad_crop": 2, "hflip_prob": 0.5, "mix": "cutmix", "mix_alpha": 1.0}
+    new = {"jitter": (0.2, 0.2, 0.2, 0.1), "rotate_deg": 10.0, "erase_prob": 1.0}
+    one, other, both = (draw_plan(augment(**f), 1, 2, 3, index(8), 16) for f in (old, new, {**old, **new}))
+    for name in ("top", "left", "flip", "partner", "blend", "mix_box", "lam"):
+        assert (getattr(one, name) == getattr(both, name)).all(), name
+    for name in ("jitter", "jitter_order", "turn", "erase_box"):
+        assert (getattr(other, name) == getattr(both, name)).all(), name
+    assert both.recolours and both.turns and both.erases
+    assert not (one.recolours or one.turns or one.erases)
+
+
+def test_a_test_batch_is_left_alone() -> None:
+    plan = plain_plan(index(3), 8)
+    assert (plan.jitter == [FIXED_ONE, FIXED_ONE, FIXED_ONE, 0]).all() and not plan.erase_box.any()
+    assert (plan.turn == turn_by(np.zeros(3), 8)).all(), "the turn by nothing"
+    assert not (plan.recolours or plan.turns or plan.erases)
+
+
+def test_on_windows_what_made_them_is_done() -> None:
+    spec = augment(
+        pad_crop=2,
+        hflip_prob=0.5,
+        mix="mixup",
+        mix_alpha=1.0,
+        jitter=(0.2, 0.2, 0.2, 0.1),
+        rotate_deg=10.0,
+        erase_prob=1.0,
+    )
+    plan = draw_plan(spec, 1, 2, 3, np.array([40, 7, 3], np.int32), 16)
+    rest, plain = plan.on_windows(), plain_plan(index(3), 16)
+    for name in ("index", "top", "left", "flip", "jitter", "jitter_order", "turn"):
+        assert (getattr(rest, name) == getattr(plain, name)).all(), name
+    for name in ("erase_box", "partner", "blend", "mix_box", "lam"):
+        assert (getattr(rest, name) == getattr(plan, name)).all(), name
 
 
 def test_default_plan_changes_nothing() -> None:
@@ -122,3 +183,74 @@ def test_train_crop_stays_inside() -> None:
 def test_crop_that_does_not_fit_says_so() -> None:
     with pytest.raises(ValueError, match=r"augment\.train_crop: 40 pixels do not fit .* lower train_crop or raise"):
         draw_plan(augment(train_crop=40), 1, 0, 0, index(2), 32)
+
+
+def test_jitter_factors_are_uniform_and_every_image_has_its_own() -> None:
+    plan = draw_plan(augment(jitter=(0.2, 0.4, 1.0, 0.1)), 1, 0, 0, index(4000), 8)
+    for column, strength in enumerate((0.2, 0.4, 1.0)):
+        factors = plan.jitter[:, column] / FIXED_ONE
+        assert stats.kstest(factors, stats.uniform(1 - strength, 2 * strength).cdf).pvalue > 0.001
+    assert stats.kstest(plan.jitter[:, 3] / (6 * HUE_SECTOR), stats.uniform(-0.1, 0.2).cdf).pvalue > 0.001
+    assert (plan.jitter[:, :3] >= 0).all()
+    correlation = np.corrcoef(plan.jitter.T.astype(float)) - np.eye(4)
+    assert np.abs(correlation).max() < 0.06, "a draw serves one factor"
+
+
+def test_all_orders_of_the_jitter_are_equally_likely() -> None:
+    plan = draw_plan(augment(jitter=(0.2, 0.2, 0.2, 0.1)), 1, 0, 0, index(4800), 8)
+    orders, counts = np.unique(plan.jitter_order, axis=0, return_counts=True)
+    assert len(orders) == 24 and (np.sort(orders, axis=1) == np.arange(4)).all()
+    assert stats.chisquare(counts).pvalue > 0.001
+
+
+def test_a_jitter_of_no_strength_changes_nothing() -> None:
+    assert not draw_plan(augment(jitter=(0.0, 0.0, 0.0, 0.0)), 1, 0, 0, index(50), 8).recolours
+
+
+def test_angles_are_uniform_both_ways() -> None:
+    plan = draw_plan(augment(rotate_deg=15.0), 1, 0, 0, index(4000), 32)
+    degrees = np.rad2deg(np.arctan2(plan.turn[:, 1], plan.turn[:, 0]))
+    assert stats.kstest(degrees, stats.uniform(-15, 30).cdf).pvalue > 0.001
+
+
+def test_a_turn_by_hand() -> None:
+    """A quarter counter-clockwise in a window of 4: pixel (0, 0), whose middle is 1.5 up and left of the window's, shows
+    what was 1.5 up and right of it: column 3.5, row 0.5."""
+    assert turn_by(np.array([90.0]), 4).tolist() == [[0, FIXED_ONE, 7 * FIXED_ONE // 2, FIXED_ONE // 2]]
+
+
+def test_turns_are_about_the_middle_of_the_window_that_is_left() -> None:
+    plan = draw_plan(augment(train_crop=8, rotate_deg=90.0), 1, 0, 0, index(3), 32)
+    degrees = np.rad2deg(np.arctan2(plan.turn[:, 1], plan.turn[:, 0]))
+    assert np.abs(plan.turn - turn_by(degrees, 8)).max() <= 8
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_erase_boxes_are_drawn_as_torchvision_draws_them(size: int) -> None:
+    from torchvision.transforms import RandomErasing
+
+    torch.manual_seed(0)
+    picture = torch.zeros(3, size, size)
+    theirs = [RandomErasing.get_params(picture, (0.02, 0.33), (0.3, 3.3), [0.0])[:4] for _ in range(3000)]
+    boxes = draw_plan(augment(erase_prob=1.0), 1, 0, 0, index(3000), size).erase_box.astype(int)
+    top, left, height, width = (np.array(one) for one in zip(*theirs, strict=True))
+    ours = (boxes[:, 0], boxes[:, 1], boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    for name, mine, other in zip(("top", "left", "height", "width"), ours, (top, left, height, width), strict=True):
+        assert stats.ks_2samp(mine, other).pvalue > 0.001, name
+    assert stats.ks_2samp(ours[2] * ours[3], height * width).pvalue > 0.001
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= size).all()
+
+
+def test_erasing_tosses_a_coin_for_every_image() -> None:
+    plan = draw_plan(augment(erase_prob=0.2), 1, 0, 0, index(5000), 32)
+    assert stats.binomtest(int(plan.erase_box.any(axis=1).sum()), 5000, 0.2).pvalue > 0.001
+
+
+@given(seed=st.integers(0, 2**63 - 1), size=st.integers(4, 96))
+@settings(max_examples=60, deadline=None)
+def test_an_erased_box_leaves_a_border_and_keeps_its_share(seed: int, size: int) -> None:
+    boxes = draw_plan(augment(erase_prob=1.0), seed, 0, 0, index(20), size).erase_box.astype(int)
+    height, width = (boxes[:, 2:] - boxes[:, :2]).T
+    assert (height < size).all() and (width < size).all() and (boxes >= 0).all() and (boxes <= size).all()
+    if size >= 32:  # rounding sides of small images moves their product
+        assert (height * width <= 0.36 * size**2).all()
