@@ -15,8 +15,8 @@ from typing import Literal
 from datasets.published import PUBLISHED
 from datasets.store import Manifest
 from trainable.costs import CostRecord, shape_of
-from trainable.optim import evaluation_interval, total_steps
-from trainable.spec import RunSpec
+from trainable.optim import BACKBONE, evaluation_interval, steps_per_epoch, total_steps
+from trainable.spec import ModelSpec, RunSpec
 from tuner.profile import profile
 
 Basis = Literal["measured", "scaled model", "model"]
@@ -82,15 +82,18 @@ class Cost:
         return max(self.seconds, self.busy_s / share) if 0 < share < 1 else self.seconds
 
 
-def step_terms(name: str, num_classes: int, image_size: int, input_size: int, batch_size: int) -> dict[str, float]:
-    """What one training step consists of, in the units of `SECONDS_PER_UNIT`. A backward pass counts two forward."""
-    one = profile(name, num_classes, image_size, input_size)
+def step_terms(
+    model: ModelSpec, num_classes: int, image_size: int, input_size: int, batch_size: int, *, passes: int = 3
+) -> dict[str, float]:
+    """What one training step consists of, in the units of `SECONDS_PER_UNIT`. A backward pass counts two forward;
+    where the whole backbone is frozen, the forward pass is the only one (`passes` 1) and keeps nothing for another."""
+    one = profile(model, num_classes, image_size, input_size)
     return {
-        "convolution_flops": 3 * batch_size * one.convolution_flops,
-        "other_flops": 3 * batch_size * one.other_flops,
-        "operations": 3.0 * one.num_operations + one.num_tensors,
+        "convolution_flops": passes * batch_size * one.convolution_flops,
+        "other_flops": passes * batch_size * one.other_flops,
+        "operations": float(passes) * one.num_operations + one.num_tensors,
         "parameters": float(one.num_parameters),
-        "activation_bytes": float(batch_size * one.saved_bytes),
+        "activation_bytes": float(batch_size * one.saved_bytes) if passes > 1 else 0.0,
     }
 
 
@@ -217,23 +220,24 @@ def _static(spec: RunSpec, manifest: Manifest | None, num_test: int | None, devi
     val = round(train * spec.data.val_fraction)
     train = min(spec.data.limit_train or train, train - val)
     test = min(spec.data.limit_eval or test, test)
-    size, model = spec.data.image_size, spec.model.name
+    size, model = spec.data.image_size, spec.model
     input_size = spec.augment.train_crop or size
-    per_epoch = -(-train // spec.budget.batch_size)
+    per_epoch = max(1, steps_per_epoch(spec.budget, train))
     steps = total_steps(spec.budget, per_epoch)
-    evaluations = -(-steps // evaluation_interval(spec.evaluate, per_epoch))
-    evaluated = evaluations * (test + val) + len(spec.evaluate.select) * test
+    evaluations = max(1, -(-steps // evaluation_interval(spec.evaluate, per_epoch)))
+    evaluated = evaluations * (test + val + (spec.evaluate.train_first or 0)) + len(spec.evaluate.select) * test
     trained = profile(model, num_classes, size, input_size)
     forward = profile(model, num_classes, size, size).flops
     batch = min(spec.budget.batch_size, train)
+    passes = _passes(spec)
     step_s, busy_s, evaluate_s = _seconds(spec, device, num_classes, input_size, batch)
     return _Static(
         cost=Cost(
             steps=steps,
             num_parameters=trained.num_parameters,
-            flops=3 * trained.flops * steps * (train / per_epoch) + forward * evaluated,
+            flops=passes * trained.flops * steps * min(batch, train / per_epoch) + forward * evaluated,
             evaluated_images=evaluated,
-            memory_bytes=_memory(spec, device, trained.num_parameters, trained.saved_bytes * batch),
+            memory_bytes=_memory(spec, device, trained.num_parameters, trained.saved_bytes * batch * (passes > 1)),
             seconds=SETUP_S + step_s * steps + evaluate_s * evaluated,
             busy_s=busy_s * steps + (evaluate_s * evaluated if device.kind == "cuda" else 0.0),
             basis="model",
@@ -247,13 +251,19 @@ def _seconds(
     spec: RunSpec, device: Device, num_classes: int, input_size: int, batch: int
 ) -> tuple[float, float, float]:
     """Seconds of a step, of its arithmetic on a card, and of one evaluated image."""
-    terms = step_terms(spec.model.name, num_classes, spec.data.image_size, input_size, batch)
+    passes = _passes(spec)
+    terms = step_terms(spec.model, num_classes, spec.data.image_size, input_size, batch, passes=passes)
     flops = terms["convolution_flops"] + terms["other_flops"]
     if device.kind == "cuda":
         busy = flops / (device.gpu_flops * (2 if spec.optim.precision == "bfloat16" else 1))
-        return GPU_LAUNCH_S * terms["operations"] + busy, busy, busy / (3 * batch)
+        return GPU_LAUNCH_S * terms["operations"] + busy, busy, busy / (passes * batch)
     step = sum(SECONDS_PER_UNIT[term] * amount for term, amount in terms.items()) / device.threads
-    return step, 0.0, step / (3 * batch)
+    return step, 0.0, step / (passes * batch)
+
+
+def _passes(spec: RunSpec) -> int:
+    """Forward passes that a training step is worth. Where single layers are frozen, as if none were: the upper bound."""
+    return 1 if BACKBONE in spec.optim.frozen else 3
 
 
 def _memory(spec: RunSpec, device: Device, num_parameters: int, saved_bytes: float) -> float:

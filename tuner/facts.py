@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,16 @@ class PinnedFacts:
         return spec.unresolved()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _FoundWeights:
+    """What is known of a source's weights."""
+
+    sha256: str | None = None
+    stand_in: str | None = None
+    missing: str = ""
+    """Why they are not to be had."""
+
+
 class LocalFacts:
     """What lies on this machine.
 
@@ -52,7 +63,7 @@ class LocalFacts:
     def __init__(self, data_path: Path, weights_path: Path | None, *, download: bool) -> None:
         self._data_path, self._weights_path, self._download = data_path, weights_path, download
         self._manifests: dict[str, Manifest | str | None] = {}
-        self._weights: dict[str, tuple[str | None, str]] = {}
+        self._weights: dict[tuple[str, str | None], _FoundWeights] = {}
 
     def manifest(self, dataset: str) -> Manifest | None:
         """The prepared data's manifest; None where they are absent or damaged."""
@@ -73,7 +84,11 @@ class LocalFacts:
 
     def weights_sha256(self, init: InitSpec) -> str | None:
         """Of the local file, or of the hub's."""
-        return self._find_weights(init)[0]
+        return self._find_weights(init).sha256
+
+    def stand_in(self, init: InitSpec) -> str | None:
+        """Which random weights stand in for those of a hub or file source; None where they do not, or none are here."""
+        return self._find_weights(init).stand_in
 
     def missing(self, spec: RunSpec) -> str | None:
         """The first of: data not prepared or damaged, weights not to be had."""
@@ -88,7 +103,7 @@ class LocalFacts:
                 f"--data {self._data_path}"
             )
         if spec.init.kind in ("hub", "file") and spec.init.sha256 is None:
-            return self._find_weights(spec.init)[1]
+            return self._find_weights(spec.init).missing
         return None
 
     def _manifest(self, dataset: str) -> Manifest | str | None:
@@ -99,15 +114,16 @@ class LocalFacts:
                 self._manifests[dataset] = str(error)
         return self._manifests[dataset]
 
-    def _find_weights(self, init: InitSpec) -> tuple[str | None, str]:
-        """Hash and empty text, or None and the reason; each source is looked for once."""
-        source = str(init.source)
-        if source not in self._weights:
+    def _find_weights(self, init: InitSpec) -> _FoundWeights:
+        """Each source is looked for once."""
+        key = (init.kind, init.source)
+        if key not in self._weights:
             from trainable.weights import MissingWeights, find_weights  # slow to import: only where weights are wanted
 
             try:
-                found = find_weights(init, self._weights_path, download=self._download)
-                self._weights[source] = (found.sha256, "")
+                anew = init.model_copy(update={"sha256": None})  # what is here now, whatever was planned with
+                found = find_weights(anew, self._weights_path, download=self._download)
+                self._weights[key] = _FoundWeights(sha256=found.sha256, stand_in=found.stand_in)
             except MissingWeights as error:
-                self._weights[source] = (None, str(error))
-        return self._weights[source]
+                self._weights[key] = _FoundWeights(missing=str(error))
+        return self._weights[key]

@@ -171,7 +171,13 @@ class _Draft:
     published: PublishedValues | None
 
     def with_fields(self, fields: Mapping[str, Any]) -> _Draft:
+        """The row with fields changed by the command line. A budget in steps gives way to one in epochs; rows that only
+        evaluate keep doing that."""
         changed = {path: (value, f"command line, {path}") for path, value in fields.items()}
+        if self._value("budget.epochs") == 0 or self._value("budget.steps") == 0:
+            changed = {path: value for path, value in changed.items() if not path.startswith("budget.")}
+        elif "budget.epochs" in changed and self._value("budget.steps") is not None:
+            changed["budget.steps"] = (None, changed["budget.epochs"][1])
         return _Draft(
             label=self.label,
             place=self.place,
@@ -181,6 +187,9 @@ class _Draft:
             is_parent=self.is_parent,
             published=self.published,
         )
+
+    def _value(self, path: str) -> Any:
+        return self.fields[path][0] if path in self.fields else None
 
 
 _Axes = Mapping[str, Mapping[str, Mapping[str, Any]]]

@@ -32,6 +32,12 @@ class PublishedValues(Spec):
     precision_macro: float | None = None
     recall_macro: float | None = None
     f1_macro: float | None = None
+    step: int | None = None
+    """Where the study saw this top1."""
+    train_top1: float | None = None
+    """On the first training images, where the study evaluated those too (`evaluate.train_first`)."""
+    train_step: int | None = None
+    """Where it saw that."""
     note: str | None = None
 
 

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     rows.add_argument("--only", metavar="AXIS=VALUE,...", help="e.g. dataset=cifar100,mix=cutmix; an axis may repeat")
     rows.add_argument("--seeds", metavar="N,N,...", help="seeds instead of the file's; each repeats the grid")
     rows.add_argument("--epochs", type=int, metavar="N", help="shorten every row (under run ids of its own)")
+    rows.add_argument("--steps", type=int, metavar="N", help="train N steps, the schedule squeezed into them (likewise)")
     rows.add_argument("--limit-train", type=int, metavar="N", help="train on a stratified subset of N images")
     rows.add_argument("--limit-eval", type=int, metavar="N", help="evaluate on a stratified subset of N images")
     deciding = cli.add_argument_group("how long; adds seeds where they decide most")
@@ -75,9 +76,11 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
         UsageError: the first of them.
     """
-    for name in ("epochs", "limit_train", "limit_eval", "cpus_per_trial", "trials"):
+    for name in ("epochs", "steps", "limit_train", "limit_eval", "cpus_per_trial", "trials"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if options.epochs is not None and options.steps is not None:
+        raise UsageError("--epochs and --steps both say how long; give one of them")
     if not options.save_every > 0:
         raise UsageError(f"--save-every {options.save_every:g}: must be more than 0 seconds")
     if options.on and not options.dry_run:
@@ -148,6 +151,7 @@ def selection_of(options: argparse.Namespace) -> Selection:
     fields: dict[str, Any] = {}
     for option, field in (
         ("epochs", "budget.epochs"),
+        ("steps", "budget.compress_to"),
         ("limit_train", "data.limit_train"),
         ("limit_eval", "data.limit_eval"),
     ):

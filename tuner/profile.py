@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainable.spec import ModelSpec
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
@@ -36,17 +38,19 @@ class Profile:
 
 
 @cache
-def profile(name: str, num_classes: int, image_size: int, input_size: int) -> Profile:
+def profile(model: ModelSpec, num_classes: int, image_size: int, input_size: int) -> Profile:
     """Counts a forward pass. A model that cannot take images of `input_size` is counted at its own size.
 
     Counts are kept in the user's cache folder, under the versions of the code that made them, so that a plan need not
     import torch.
     """
+    varied = model.model_dump_json(exclude={"name"}, exclude_defaults=True)
+    name = model.name.replace("/", "-") + ("" if varied == "{}" else f"-{hashlib.sha256(varied.encode()).hexdigest()[:12]}")
     arguments = f"{name}-{num_classes}-{image_size}-{input_size}"
     path = _cache_folder() / f"{arguments}-{_code()}.json"
     with suppress(OSError, ValueError, TypeError):
         return Profile(**json.loads(path.read_bytes()))
-    counted = _count(name, num_classes, image_size, input_size)
+    counted = _count(model, num_classes, image_size, input_size)
     with suppress(OSError):  # a cache that cannot be written costs seconds, nothing else
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = path.with_suffix(f".{os.getpid()}")
@@ -71,7 +75,7 @@ def _code() -> str:
     return digest.hexdigest()[:12]
 
 
-def _count(name: str, num_classes: int, image_size: int, input_size: int) -> Profile:
+def _count(spec: ModelSpec, num_classes: int, image_size: int, input_size: int) -> Profile:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -86,7 +90,7 @@ def _count(name: str, num_classes: int, image_size: int, input_size: int) -> Pro
             return func(*args, **(kwargs or {}))
 
     with torch.device("meta"):
-        model = build_model(name, num_classes, image_size).train()
+        model = build_model(spec, num_classes, image_size).train()
         own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
         saved: dict[int, Any] = {}
 
@@ -102,7 +106,7 @@ def _count(name: str, num_classes: int, image_size: int, input_size: int) -> Pro
             with counter, operations, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 graph = model(torch.empty(BATCH, 3, input_size, input_size))
         except AssertionError:
-            return _count(name, num_classes, image_size, image_size)
+            return _count(spec, num_classes, image_size, image_size)
     flops = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
     convolution = sum(count for operation, count in flops.items() if "convolution" in operation)
     parameters = list(model.parameters())

@@ -150,7 +150,9 @@ class Board:
         line.progress, line.images_per_s = progress, images_per_s
         by_split = {row["split"]: row for row in rows}
         if by_split:
-            line.epoch, line.loss = by_split["train"]["epoch"], by_split["train"]["loss_nats"]
+            line.epoch = by_split["test"]["epoch"]
+            if "train" in by_split:  # a run that only evaluates has no loss of training
+                line.loss = by_split["train"]["loss_nats"]
             line.top1 = by_split.get("val", by_split["test"])["top1"]
         self.refresh()
 

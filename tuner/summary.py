@@ -15,6 +15,7 @@ from rich.table import Table
 
 from datasets.store import NOT_PUBLISHED
 from trainable.storage import Storage
+from trainable.weights import NOT_PUBLISHED_WEIGHTS
 from tuner.dag import RunState
 from tuner.facts import LocalFacts
 from tuner.grid import Grid, list_grids
@@ -45,6 +46,9 @@ def announce(grid: Grid, found: Survey, facts: LocalFacts, storage: Storage, con
         manifest = facts.manifest(name)
         if manifest is not None and not manifest.published:
             _say(console, f"  {name}: {NOT_PUBLISHED} (prepared from {manifest.source})")
+    for init in {run.spec.init.source: run.spec.init for run in grid.runs if run.spec.init.sha256 is not None}.values():
+        if (stand_in := facts.stand_in(init)) is not None:
+            _say(console, f"  weights {init.source}: {NOT_PUBLISHED_WEIGHTS} ({stand_in})")
     if resumed := sum(text in ("killed", "stopped") for text in found.begun.values()):
         _say(console, f"  {resumed} begun earlier will continue from their checkpoints")
     for line in found.unusable:
@@ -97,11 +101,14 @@ def print_plan(grid: Grid, found: Survey, plan: Plan, console: Console) -> None:
             line |= {"memory": mark + _gib(cost.memory_bytes), "time": mark + duration(plan.seconds[run.run_id])}
         begun = found.begun.get(run.run_id, "").split(":")[0]
         line["share"] = f"{plan.resources.bundle(run.run_id).share:g}"
+        line["starts from"] = ", ".join(labels[parent] for parent in run.parents)
         line["order"] = str(order.get(run.run_id, ""))
         line["state"] = found.states[run.run_id].value + (f" ({begun})" if begun else "")
         lines.append(line)
     title = f"grid {grid.name} ({grid.header.variant})"
-    columns = ["run", "id", "steps", "parameters", "FLOP", "memory", "share", "time", "order", "state"]
+    columns = ["run", "id", "starts from", "steps", "parameters", "FLOP", "memory", "share", "time", "order", "state"]
+    if not any(run.parents for run in grid.runs):
+        columns.remove("starts from")
     for narrower in ("id", "parameters", "steps", "FLOP", None):
         table = _plan_table(title, columns, lines)
         if narrower is None or _full_width(table, console) <= console.width:
@@ -131,7 +138,7 @@ def _full_width(table: Table, console: Console) -> int:
 def _plan_table(title: str, columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> Table:
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("run", "id", "state") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("run", "id", "starts from", "state") else "right", no_wrap=True)
     for line in lines:
         table.add_row(*(line.get(name, "") for name in columns))
     return table

@@ -6,8 +6,10 @@ PyYAML alone reads `1e-3` as text, `no` as false, and keeps the last of two equa
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Hashable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,6 +68,12 @@ def read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise YamlError(f"{path}: cannot be read ({error})") from None
+    return copy.deepcopy(_content(text, path))
+
+
+@lru_cache(maxsize=4)
+def _content(text: str, path: Path) -> Any:
+    """A command asks for its file several times, and the strict reader takes half a second for a thousand lines."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -10,7 +10,7 @@ from toy import run_spec
 
 from datasets.store import Dataset
 from trainable.costs import CostRecord, shape_of
-from trainable.spec import RunSpec
+from trainable.spec import ModelSpec, RunSpec
 from tuner.cost import PROBE_RAM, SETUP_S, Cost, Device, Predictor
 from tuner.grid import load_grid
 from tuner.profile import profile
@@ -71,7 +71,7 @@ def test_limits_classes_and_epochs_shorten(toy: Dataset) -> None:
 
 def test_a_training_step_costs_three_forward_passes(toy: Dataset) -> None:
     """Steps of 16 images of the 60, an evaluation of 30 images after every 4 steps, and one for best_on_test."""
-    forward = profile("small_vit", 3, 8, 8).flops
+    forward = profile(ModelSpec(name="small_vit"), 3, 8, 8).flops
     cost = predict(run_spec({"budget.epochs": 3}), toy)
     assert cost.steps == 12 and cost.evaluated_images == 4 * 30
     assert cost.flops == pytest.approx(forward * (3 * 3 * 60 + 4 * 30))

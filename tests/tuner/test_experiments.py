@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuner.grid import Grid, list_grids, load_grid
+from tuner.grid import Grid, PlannedRun, Selection, list_grids, load_grid
 
 README_ORDER = [
     "Control-1",
@@ -97,7 +97,91 @@ def test_demo_is_a_dag_of_two_parents_and_twelve_rows(root: Path) -> None:
     assert len(children) == 6 and all(set(run.parents) < parents for run in children)
 
 
-def test_crop32_trains_small_and_tests_at_native_size(root: Path) -> None:
-    grid = load_grid(root / "experiments.yaml", "paper_crop32")
-    assert [run.label for run in grid.runs] == ["Control-3", "Exp-5", "Exp-6", "Control-7", "Exp-13", "Exp-14"]
-    assert all((run.spec.augment.train_crop, run.spec.data.image_size) == (32, 64) for run in grid.runs)
+def test_suspected_faults_train_otherwise_than_they_test(root: Path) -> None:
+    grid = load_grid(root / "experiments.yaml", "paper_faults")
+    assert len(grid.runs) == 14
+    for run in grid.runs:
+        augment, exp = run.spec.augment, run.label.rsplit("-", 1)[0]
+        paper = next(one for one in load_grid(root / "experiments.yaml", "paper").runs if one.label == exp)
+        assert {axis: value for axis, value in run.axes.items() if axis != "fault"} == paper.axes
+        assert (augment.train_crop == 32) == (run.axes["fault"] in ("early", "crop32"))
+        assert augment.train_normalize == {"early": "imagenet", "crop32": None, "normalize": "none"}[run.axes["fault"]]
+        assert augment.normalize == "dataset"
+        model = run.spec.model_copy(update={"augment": paper.spec.augment})
+        assert model == paper.spec, "nothing else differs"
+
+
+def published_rows(shared: Path, study: str) -> list[dict[str, str]]:
+    with (shared.parent / "seeds" / "published_results.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["seed_id"] == study and row["metric"].startswith("top1_acc")]
+
+
+def fields(run: PlannedRun) -> dict[str, object]:
+    return run.published.model_dump() if run.published else {}
+
+
+def test_published_values_of_the_other_studies(root: Path, shared: Path) -> None:
+    grids = {
+        name: {run.label: run for run in load_grid(root / "experiments.yaml", name).runs}
+        for name in ("tiny_stages", "ablations", "vit_transfer")
+    }
+    for row in published_rows(shared, "002"):
+        if row["source"] == "README":
+            assert fields(grids["tiny_stages"][row["run_id"]])["top1"] == pytest.approx(float(row["value_percent"]) / 100)
+    seen = set()
+    for row in published_rows(shared, "003"):
+        ours = fields(grids["ablations"][row["run_id"].split("/")[0]])
+        prefix = "train_" if row["split"] == "train_200" else ""
+        assert ours[f"{prefix}top1"] == pytest.approx(float(row["value_percent"]) / 100)
+        assert ours[f"{prefix}step"] == int(row["step"])
+        seen.add(row["run_id"].split("/")[0])
+    assert len(seen) == 19 and len(grids["ablations"]) == 23
+    assert {label for label, run in grids["ablations"].items() if not run.published} == set(grids["ablations"]) - seen
+    for row in published_rows(shared, "004"):
+        if row["source"] == "README" and row["metric"] == "top1_acc":
+            assert fields(grids["vit_transfer"][row["run_id"]])["top1"] == pytest.approx(float(row["value_percent"]) / 100)
+    assert len(grids["vit_transfer"]) == 8
+
+
+def test_chains_start_from_the_rows_that_the_studies_say(root: Path) -> None:
+    stages = {run.label: run for run in load_grid(root / "experiments.yaml", "tiny_stages").runs}
+    s2 = stages["s2-224-imagenet"].run_id
+    children = {label for label, run in stages.items() if run.parents == (s2,)}
+    assert children == {"s3-eval-224-on-64", "s3-64-from-224", "s4-64-finetune-stem"}
+    assert {stages[label].spec.init.checkpoint for label in children} == {"best_on_test"}
+    transfer = {run.label: run for run in load_grid(root / "experiments.yaml", "vit_transfer").runs}
+    assert transfer["resnet18-cifar100-probe"].parents == (transfer["resnet18-cifar100-pretrain"].run_id,)
+    assert transfer["vit-oc-cifar100-ft"].parents == (transfer["vit-oc-pretrain"].run_id,)
+    frozen = {label for label, run in transfer.items() if run.spec.optim.frozen}
+    assert frozen == {label for label in transfer if label.endswith("-probe")}
+
+
+def test_the_command_line_says_how_long_for_rows_that_train(root: Path) -> None:
+    path = root / "experiments.yaml"
+
+    def budgets(name: str, **fields: object) -> dict[str, tuple[int | None, int | None, int | None]]:
+        chosen = Selection(fields={f"budget.{key}": value for key, value in fields.items()})
+        return {
+            run.label: (run.spec.budget.epochs, run.spec.budget.steps, run.spec.budget.compress_to)
+            for run in load_grid(path, name, chosen).runs
+        }
+
+    stages = budgets("tiny_stages", compress_to=4)
+    assert stages.pop("s3-eval-224-on-64") == (0, None, None), "an evaluation stays one"
+    assert set(stages.values()) == {(15, None, 4), (7, None, 4)}
+    assert budgets("tiny_stages", epochs=2)["s3-eval-224-on-64"] == (0, None, None)
+    assert set(budgets("ablations", compress_to=300).values()) == {(None, 5000, 300)}
+    assert set(budgets("ablations", epochs=2).values()) == {(2, None, None)}, "a budget in steps gives way"
+
+
+def test_a_changed_parent_changes_its_children_alone(root: Path, tmp_path: Path) -> None:
+    text = (root / "experiments.yaml").read_text()
+    assert text.count('"2": {budget.epochs: 7}') == 1
+    changed = tmp_path / "experiments.yaml"
+    changed.write_text(text.replace('"2": {budget.epochs: 7}', '"2": {budget.epochs: 8}'))
+    before, after = (
+        {run.label: run.run_id for run in load_grid(path, "tiny_stages").runs}
+        for path in (root / "experiments.yaml", changed)
+    )
+    same = {label for label in before if before[label] == after[label]}
+    assert same == {"s1a-baseline-scratch", "s1b-baseline-imagenet"}

@@ -198,7 +198,7 @@ FAULTS = {
     ),
     "choice": (
         change("grids", "small", "base", "optim", "schedule", value="cosin"),
-        'grids.small.base.optim.schedule: "cosin" is not one of constant, cosine; did you mean cosine?',
+        'grids.small.base.optim.schedule: "cosin" is not one of constant, cosine, step, warmup_decay; did you mean cosine?',
     ),
     "missing": (
         change("grids", "small", "base", "optim", "lr", remove=True),
@@ -214,7 +214,7 @@ FAULTS = {
     ),
     "field of the row": (
         change("grids", "small", "rows", "Exp", "set", value={"budget.epochs": -1}),
-        "grids.small.rows.Exp.set.budget.epochs: -1: input should be greater than or equal to 1",
+        "grids.small.rows.Exp.set.budget.epochs: -1: input should be greater than or equal to 0",
     ),
     "no cell": (
         change("grids", "small", "rows", "Exp", "at", value={"mix": "none"}),

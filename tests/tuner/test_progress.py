@@ -57,6 +57,15 @@ def test_without_a_terminal_it_speaks_lines_of_any_length() -> None:
     ]
 
 
+def test_a_run_that_only_evaluates_has_no_loss() -> None:
+    sink, clock = io.StringIO(), Clock()
+    with Board("grid", LABELS, STATES, COST, Console(file=sink, width=80), clock) as board:
+        board.started("2")
+        board.reported("2", 0.0, [row for row in rows(0.25) if row["split"] == "test"])
+        board.ended("2", RunState.DONE)
+    assert "Exp-1: done in 0:00, top-1 25.00 %" in sink.getvalue()
+
+
 def test_top1_is_the_hold_outs_where_there_is_one() -> None:
     sink, clock = io.StringIO(), Clock()
     with Board("sweep", LABELS, STATES, COST, Console(file=sink, width=80), clock) as board:

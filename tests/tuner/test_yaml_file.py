@@ -76,7 +76,7 @@ MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 
     ],
 )
 def test_files_that_mean_harm_are_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(YamlError, match=message):
         parsed(tmp_path, text)
-    assert time.monotonic() - began < 5 and not Path("harm").exists()
+    assert time.process_time() - began < 5 and not Path("harm").exists()
