@@ -18,6 +18,7 @@ from analysis.hypotheses import Finding, Judgement, judge
 from analysis.load import AnalysisError, GridResults, SeedRun
 from analysis.registration import Claim, Registration
 from analysis.sentences import block_name, verdict_text
+from analysis.stand_ins import WORDS
 from trainable.costs import records_of
 from trainable.models import nearest
 from trainable.storage import Storage
@@ -57,7 +58,7 @@ class Next:
     level: float
     most_looks: int
     lines: tuple[str, ...]
-    """Every block in words."""
+    """Every block in words; before them, what stands against the runs themselves."""
     picks: tuple[Pick, ...]
     """The most worth an hour first."""
     hours: dict[str, float]
@@ -133,11 +134,16 @@ def decide(judgement: Judgement, claim: Claim, results: GridResults, run_hours: 
         digest=hashlib.sha256(" ".join(sorted(run.run_id for run in results.done)).encode()).hexdigest(),
         level=level,
         most_looks=MOST_LOOKS,
-        lines=tuple(_line(one, judgement, level) for one in findings),
+        lines=(*_random(findings), *(_line(one, judgement, level) for one in findings)),
         picks=tuple(_numbered(labels, seeds, hours)),
         hours=hours,
         run_hours=dict(run_hours),
     )
+
+
+def _random(findings: Sequence[Finding]) -> list[str]:
+    """The rows whose runs began from random stand-ins of published weights: a decision on them is of no use."""
+    return list(dict.fromkeys(mark for one in findings for mark in one.marks if WORDS in mark))
 
 
 def is_decided(finding: Finding) -> bool:

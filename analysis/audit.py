@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from analysis.compact import check_owner
+from analysis.course_rules import scalar_faults, split_faults, step_faults
 from analysis.evaluations import digest_of, read_arrays
 from analysis.gates import failed_rules
 from analysis.load import chosen_manifests, read_trials, unfinished
 from analysis.registration import registration
 from analysis.rules import RULES, Fault, epoch_faults, identity_faults, prediction_faults, recomputed_faults
+from analysis.stand_ins import COLUMN
 from trainable import dims, records
 from trainable.records import Commit, RecordError
-from trainable.schemas import EPOCHS, EVAL_NAMES, TRIALS, is_volatile
+from trainable.schemas import EPOCHS, EVAL_NAMES, STEPS, TRIALS, is_volatile
 from trainable.storage import Storage
 
 
@@ -51,6 +55,8 @@ class AuditedRun:
     """How every attempt ended, oldest first: done, failed, stopped, or killed (it may still be running)."""
     health: tuple[str, ...]
     """Codes of the health rules that its learning curve fails."""
+    stand_in: str | None = None
+    """Which random weights stood in for published ones, its own or an ancestor's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +118,7 @@ def audit_grid(storage: Storage, name: str, variant: str | None = None) -> Audit
                 reason=reason,
                 attempts=tuple(record.outcome or "killed" for record in own),
                 health=auditor.health.get(entry["run_id"], ()),
+                stand_in=auditor.stand_ins.get(entry["run_id"]),
             )
         )
     return Audit(
@@ -133,6 +140,7 @@ class _Auditor:
         self.faults: list[RunFault] = []
         self.unknown: dict[str, None] = {}
         self.health: dict[str, tuple[str, ...]] = {}
+        self.stand_ins: dict[str, str] = {}
         self._samples: dict[tuple[str, str | None], dims.Samples | None] = {}
         self._seeds: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -154,14 +162,20 @@ class _Auditor:
             trial = read_trials(self._storage, [commit])[commit.run_id]
             epochs = self._own("epochs", commit, list(EPOCHS.names)).to_pylist()
             (spec,) = self._own("provenance", commit, ["run_id", "spec_json"]).to_pylist()
+            steps = self._steps(commit)
             self._own("logits", commit, ["run_id"])
             arrays = read_arrays(self._storage, commit)
         except (RecordError, ValueError) as error:
             self.found("files", entry, str(error))
             return
+        if (told := trial[COLUMN]) is not None:
+            self.stand_ins[commit.run_id] = told
         faults = identity_faults(trial, spec["spec_json"])
-        self._ask(entry, commit.file("trials").path, ["identity"], faults)
-        self._ask(entry, commit.file("epochs").path, ["epochs", "fractions"], epoch_faults(epochs))
+        self._ask(entry, commit.file("trials").path, ["identity", "scalars"], [*faults, *scalar_faults(trial)])
+        broken = epoch_faults(epochs)
+        self._ask(entry, commit.file("epochs").path, ["epochs", "fractions"], broken)
+        if not faults and not broken:
+            self._course(entry, commit, epochs, steps, json.loads(spec["spec_json"]), trial)
         if failed := failed_rules(_curve(epochs), registration().health):
             self.health[commit.run_id] = failed
         path = commit.file("predictions").path
@@ -187,6 +201,28 @@ class _Auditor:
         table = records.read_table(self._storage, name, [commit], columns)
         check_owner(self._storage, commit, name, table)
         return table
+
+    def _steps(self, commit: Commit) -> dict[str, NDArray[Any]] | None:
+        """The columns of the table `steps`; None where the run has none."""
+        if not any(file.table == "steps" for file in commit.files):
+            return None
+        table = self._own("steps", commit, list(STEPS.names)).combine_chunks()
+        return {name: table[name].to_numpy(zero_copy_only=False) for name in STEPS.names}
+
+    def _course(
+        self,
+        entry: Mapping[str, Any],
+        commit: Commit,
+        epochs: Sequence[Mapping[str, Any]],
+        steps: Mapping[str, NDArray[Any]] | None,
+        spec: Mapping[str, Any],
+        trial: Mapping[str, Any],
+    ) -> None:
+        """What was recorded along the training, against what the spec asked for."""
+        self._ask(entry, commit.file("epochs").path, ["splits"], split_faults(epochs, spec, trial))
+        faults = step_faults(steps, epochs, spec, trial)
+        path = f"commits/{commit.run_id}--{commit.attempt_id}.json" if steps is None else commit.file("steps").path
+        self._ask(entry, path, ["steps"] if steps is not None or faults else [], faults)
 
     def _samples_of(self, entry: Mapping[str, Any], trial: Mapping[str, Any]) -> dims.Samples | None:
         key = (trial["dataset"], trial["content_sha256"])
@@ -222,11 +258,19 @@ class _Auditor:
         try:
             theirs = read_trials(self._storage, [other])[other.run_id]
             answers = read_arrays(self._storage, other)
+            before, after = (self._steps(one) or {} for one in (other, commit))
         except (RecordError, ValueError) as error:
             self.found("files", entry, str(error))
             return
         columns = [name for name in TRIALS.names if not is_volatile(name) and name != "run_id"]
+        if other.schema_version != commit.schema_version:  # what one of them did not know yet is null there
+            columns = [name for name in columns if theirs[name] is not None and trial[name] is not None]
         differ = [name for name in columns if theirs[name] != trial[name]]
+        differ += [
+            f"steps {name}"
+            for name in STEPS.names
+            if not is_volatile(name) and not np.array_equal(before.get(name, np.zeros(0)), after.get(name, np.zeros(0)))
+        ]
         differ += [
             f"{name} {column}"
             for name in arrays

@@ -29,6 +29,7 @@ from analysis.selection import (
     load_rows,
     names,
 )
+from analysis.stand_ins import marked_grid
 from trainable import records
 from trainable.storage import Storage
 
@@ -58,6 +59,26 @@ def best_of(course: Sequence[Point], seed: int, *, lower_is_better: bool) -> Bes
     return Best(seed=seed, point=tied[0], num_tied=len(tied), last=course[-1], num_evaluations=len(course))
 
 
+Bests = list[tuple[ResultRow, list[Best]]]
+"""Rows, each with the best of every seed."""
+
+
+def bests_of(results: GridResults, courses: Courses, split: str, *, lower_is_better: bool = False) -> Bests:
+    """The rows of which a run recorded the quantity on a split, the best first, by the mean over seeds."""
+    found: Bests = []
+    for row in results.rows:
+        own = [(run.seed, courses.get((run.run_id, split), [])) for run in row.done]
+        if bests := [best_of(course, seed, lower_is_better=lower_is_better) for seed, course in own if course]:
+            found.append((row, bests))
+    sign = 1 if lower_is_better else -1
+    return sorted(found, key=lambda one: sign * mean([best.point.value for best in one[1]]))
+
+
+def looks_of(found: Bests) -> str:
+    """From how many evaluations bests were picked, in words."""
+    return number_range([best.num_evaluations for _, bests in found for best in bests])
+
+
 def best_frame(results: GridResults, courses: Courses, by: str, split: str) -> Frame:
     """A line a row, the best first; mean over seeds of each seed's best.
 
@@ -65,24 +86,13 @@ def best_frame(results: GridResults, courses: Courses, by: str, split: str) -> F
         AnalysisError: no run recorded the quantity on this split.
     """
     quantity = quantities()[by]
-    found: list[tuple[ResultRow, list[Best]]] = []
-    for row in results.rows:
-        own = [(run.seed, courses.get((run.run_id, split), [])) for run in row.done]
-        bests = [
-            best_of(course, seed, lower_is_better=bool(quantity.lower_is_better)) for seed, course in own if course
-        ]
-        if bests:
-            found.append((row, bests))
+    found = bests_of(results, courses, split, lower_is_better=bool(quantity.lower_is_better))
     if not found:
         raise AnalysisError(f"--by {by}: no run recorded it on {split}")
-    sign = 1 if quantity.lower_is_better else -1
-    found.sort(key=lambda one: sign * _mean([best.point.value for best in one[1]]))
     axes = axes_of(results)
     unit = " %" if quantity.unit == "%" else f" ({quantity.unit})" if quantity.unit else ""
     lines = [_line(row, bests, axes, by, unit, quantity) for row, bests in found]
     without = [row.label for row in results.rows if row not in [row for row, _ in found]]
-    counts = sorted({best.num_evaluations for _, bests in found for best in bests})
-    looked = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
     columns = tuple(lines[0][0])
     return Frame(
         title=f"grid {results.name}: best {by} on {split}",
@@ -90,8 +100,8 @@ def best_frame(results: GridResults, courses: Courses, by: str, split: str) -> F
             *watermarks(results),
             *([_CHOSEN_ON_TEST] if split == "test" else []),
             *([_ON_TRAIN] if split == TRAIN else []),
-            f"best of {looked} evaluations, chosen on {split} itself; the smaller step where several are equal; tied: "
-            "how many were",
+            f"best of {looks_of(found)} evaluations, chosen on {split} itself; the smaller step where several are "
+            "equal; tied: how many were",
             "last: the last evaluation, chosen by nothing; several seeds: mean of each one's best ± standard deviation",
             *([f"without this value: {', '.join(without)}"] if without else []),
         ),
@@ -115,17 +125,17 @@ def _line(
     best, last = [one.point.value for one in bests], [one.last.value for one in bests]
     steps, tied = [one.point.step for one in bests], [one.num_tied for one in bests]
     fraction = quantity.unit == "%"
-    gap = _mean(best) - _mean(last)
+    gap = mean(best) - mean(last)
     cells = {"row": row.label, **{axis: row.axes.get(axis, "") for axis in axes}, "seeds": str(len(bests))}
     cells |= {
-        f"best{unit}": _value(best, fraction=fraction),
-        "step": _range(steps),
-        "tied": _range(tied),
-        f"last{unit}": _value(last, fraction=fraction),
+        f"best{unit}": mean_value(best, fraction=fraction),
+        "step": number_range(steps),
+        "tied": number_range(tied),
+        f"last{unit}": mean_value(last, fraction=fraction),
         "best less last": points(gap) if fraction else number(gap),
     }
     raw: Raw = {"row": row.label, **{axis: row.axes.get(axis, "") for axis in axes}, "num_seeds": len(bests)}
-    raw |= {f"best_{by}": _mean(best), f"last_{by}": _mean(last)}
+    raw |= {f"best_{by}": mean(best), f"last_{by}": mean(last)}
     raw |= {
         "seeds": " ".join(str(one.seed) for one in bests),
         "best_by_seed": " ".join(repr(value) for value in best),
@@ -135,17 +145,20 @@ def _line(
     return cells, raw
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Over seeds."""
     return float(np.mean(values))
 
 
-def _value(values: Sequence[float], *, fraction: bool) -> str:
+def mean_value(values: Sequence[float], *, fraction: bool) -> str:
+    """Mean over seeds, of several ± their standard deviation."""
     write = percent if fraction else number
     spread = f" ± {write(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
-    return f"{write(_mean(values))}{spread}"
+    return f"{write(mean(values))}{spread}"
 
 
-def _range(values: Sequence[int]) -> str:
+def number_range(values: Sequence[int]) -> str:
+    """Lowest and highest of whole numbers."""
     low, high = f"{min(values):,}", f"{max(values):,}"
     return low if low == high else f"{low} to {high}"
 
@@ -181,7 +194,7 @@ def _main(options: argparse.Namespace) -> int:
     if not recorded:
         raise AnalysisError(f"--by {by}: none of the {len(results.done)} runs that are done recorded it")
     splits = names("--split", options.split, recorded) if options.split else recorded
-    frames = {f"best-{by}-{split}": best_frame(results, courses, by, split) for split in splits}
+    frames = {f"best-{by}-{split}": marked_grid(best_frame(results, courses, by, split), results) for split in splits}
     deliver(frames, report_folder(options.out, results.name, results.variant), formats)
     return 0
 

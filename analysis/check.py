@@ -19,6 +19,7 @@ from analysis.frame import Frame, Raw, show
 from analysis.load import AnalysisError
 from analysis.registration import RegistrationError
 from analysis.rules import RULES
+from analysis.stand_ins import SIGN, WORDS
 from datasets.terminal import Terminal, plain
 from trainable.credentials import redacted
 from trainable.manifests import grid_names
@@ -56,6 +57,7 @@ def completeness_frame(audit: Audit) -> Frame:
         title=f"grid {audit.grid} ({audit.variant}): {words or 'no run was selected yet'}",
         notes=(
             *((f"{UNHEALTHY} {_UNHEALTHY_NOTE}",) if any(run.health for run in audit.runs) else ()),
+            *((f"{SIGN} {WORDS}",) if any(run.stand_in is not None for run in audit.runs) else ()),
             *(f"[{number}] {remark}" for number, remark in enumerate(footnotes, 1)),
         ),
         columns=columns,
@@ -69,7 +71,8 @@ def completeness_frame(audit: Audit) -> Frame:
 def _mark(run: AuditedRun | None) -> str:
     if run is None:
         return ""
-    return _WORDS.get(run.status, run.status) + (f" {UNHEALTHY}" if run.health else "")
+    signs = (f" {UNHEALTHY}" if run.health else "") + (f" {SIGN}" if run.stand_in is not None else "")
+    return _WORDS.get(run.status, run.status) + signs
 
 
 def _remarks(runs: list[AuditedRun]) -> list[str]:
@@ -78,6 +81,7 @@ def _remarks(runs: list[AuditedRun]) -> list[str]:
     for run in runs:
         reasons = [f"health: {code}" for code in run.health]
         reasons += [f"{run.status.upper()}: {run.reason}"] if run.status in ("failed", "blocked") else []
+        reasons += [f"{WORDS}: {run.stand_in}"] if run.stand_in is not None else []
         for reason in reasons:
             seeds.setdefault(reason, []).append(str(run.seed))
     return [f"{reason} (seed {', '.join(found)})" for reason, found in seeds.items()]
@@ -102,6 +106,8 @@ def print_audit(audit: Audit, console: Console) -> None:
             _say(console, f"      {fault}")
         if len(found) > SHOWN:
             _say(console, f"      and {len(found) - SHOWN:,} more")
+    if random := [run for run in audit.runs if run.stand_in is not None]:
+        _say(console, f"NOTE  {'stand-ins':<12} of {len(random):,} of {audit.num_done:,} runs the {WORDS} ({SIGN})")
     for line in audit.unknown:
         _say(console, f"not asked of {line}")
     faults = len(audit.faults)

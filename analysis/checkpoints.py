@@ -15,11 +15,11 @@ from torch import nn
 
 from analysis.attribution import rng_for
 from analysis.load import SeedRun
-from datasets.loader import Loader
 from datasets.store import DataError, Dataset, open_dataset
 from datasets.subset import Rows
 from trainable.checkpoint import Checkpoint, CheckpointError, RunFolder, model_state
 from trainable.evaluate import autocast
+from trainable.loading import evaluation_loader
 from trainable.models import build_model
 from trainable.spec import RunSpec
 from trainable.storage import Storage
@@ -61,7 +61,7 @@ def _built(spec: RunSpec, num_classes: int, seed: int) -> nn.Module:
     """A run's network with random weights; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(spec.model.name, num_classes, spec.data.image_size)
+        return build_model(spec.model, num_classes, spec.data.image_size)
 
 
 class DataFolder:
@@ -147,9 +147,7 @@ def images_of(network: Network, data: Dataset, sample_ids: NDArray[np.integer]) 
         sample_ids: rows of the test split, [n].
     """
     rows = Rows(index=sample_ids.astype(np.int32), labels=np.zeros(len(sample_ids), np.int64))
-    loader = Loader(
-        data.test, rows, network.spec.augment, batch_size=BATCH, seed=network.spec.seed, train=False, ahead=0
-    )
+    loader = evaluation_loader(network.spec, data.test, rows, batch_size=BATCH, ahead=0)
     return torch.cat([batch.images.clone() for batch in loader])
 
 
@@ -168,7 +166,8 @@ def check_answers(network: Network, images: torch.Tensor, sample_ids: NDArray[np
     logits = []
     for batch in torch.split(images, BATCH):
         with torch.inference_mode(), autocast(network.device, spec.optim.precision):
-            logits.append(network.model(batch.to(network.device)).float().cpu().numpy())
+            answered = network.model(batch.to(network.device))[:, : len(run.trial["classes"])]
+            logits.append(answered.float().cpu().numpy())
     found = np.concatenate(logits)
     stored = run.final.predictions
     at = np.searchsorted(stored.sample_ids, sample_ids)

@@ -3,12 +3,14 @@
     python -m analysis.curves --grid paper --y top1,loss_nats --filter resnet --group mix,pretrained
 
 A row of panels for every quantity, a column for every split, a line for every group of rows: each row by itself unless
-`--group` names axes. Seeds are a band. What a line stands for is printed, so that no run is merged unseen.
+`--group` names axes. Seeds are a band. What a line stands for is printed, so that no run is merged unseen. Of what was
+recorded at every step, a point is the mean over several: how many is said, and `--average 1` draws all.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from analysis.plotting import (
     Page,
     add_caption,
     legend,
+    marked_page,
     new_figure,
     settle,
     shown,
@@ -59,6 +62,8 @@ from trainable.storage import Storage
 ARCH_AXIS = "model"
 FEW_POINTS = 20
 """Of a line; up to so many are marked."""
+MOST_POINTS = 250
+"""Of a line; where more were recorded, neighbours are averaged until they are no more."""
 BESIDE = 5
 """From so many lines on the legend stands beside the panels."""
 X_NAMES = {"step": "step", "epoch": "epoch", "wall_s": "training and evaluation (s)"}
@@ -105,6 +110,17 @@ class Line:
         of each other."""
         return band(self.rows[0]) if len(self.rows) == 1 and len(self.rows[0]) > 1 else None
 
+    def averaged(self, width: int) -> Line:
+        """The means over so many neighbours of every run, the first ones together; the last may be of fewer."""
+        if width == 1:
+            return self
+        starts = np.arange(0, len(self.x), width)
+        counts = np.diff(starts, append=len(self.x))
+        return Line(
+            x=np.add.reduceat(self.x, starts) / counts,
+            rows=tuple(np.add.reduceat(row, starts, axis=1) / counts for row in self.rows),
+        )
+
 
 def grouped(results: GridResults, axes: Sequence[str], unhealthy: frozenset[str] = frozenset()) -> list[Group]:
     """The groups that have a finished run; every row is one where no axes are given.
@@ -144,7 +160,7 @@ def line_of(group: Group, courses: Courses, split: str) -> Line | None:
             "--group may do"
         )
     return Line(
-        x=np.array([np.mean([points[place].x for points in runs]) for place in places]),
+        x=np.array([[points[place].x for place in places] for points in runs]).mean(axis=0),
         rows=tuple(np.array([[points[place].value for place in places] for points in row]) for row in rows),
     )
 
@@ -180,6 +196,7 @@ def draw(
     x: str,
     name: str,
     title: str,
+    average: int | None = None,
 ) -> Page:
     """The picture with its numbers.
 
@@ -190,6 +207,7 @@ def draw(
         x: one of `courses.X_AXES`.
         name: stem of the files.
         title: of the grid, for the caption.
+        average: over how many recorded values a point is the mean; None: as few as leave MOST_POINTS.
 
     Raises:
         AnalysisError: too many lines, or nothing to draw.
@@ -201,12 +219,17 @@ def draw(
     figure = new_figure(height + (0 if beside else 0.3))
     panels = figure.subplots(len(courses), len(splits), sharex=True, sharey="row", squeeze=False)
     numbers: list[dict[str, Any]] = []
+    widths: dict[str, int] = {}
     for line, (y, course) in zip(panels, courses.items(), strict=True):
+        lines = {(group.name, split): line_of(group, course, split) for group in groups for split in splits}
+        most = max((len(found.x) for found in lines.values() if found is not None), default=1)
+        widths[y] = width = min(average or math.ceil(most / MOST_POINTS), most)
         for axes, split in zip(line, splits, strict=True):
             for group, (colour, dashes) in zip(groups, styles, strict=True):
-                if (found := line_of(group, course, split)) is not None:
+                if (found := lines[group.name, split]) is not None:
+                    found = found.averaged(width)
                     _draw(axes, known[y], found, colour, dashes, group)
-                    numbers += _numbers({"quantity": y, "split": split}, x, found, group)
+                    numbers += _numbers({"quantity": y, "split": split, "averaged": width}, x, found, group)
             if not axes.lines:
                 axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, fontsize=7)
                 axes.set_axis_off()
@@ -232,7 +255,7 @@ def draw(
         figure.legend(handles=handles, loc="outside right upper", handlelength=2.6)
     else:
         legend(figure, handles, ncols=_fitting(handles))
-    caption = _caption(groups, courses, x, title)
+    caption = _caption(groups, widths, x, title)
     add_caption(figure, caption)
     alt = f"{' and '.join(courses)} by {x} of {len(handles)} groups of {title} on {', '.join(splits)}."
     run_ids = tuple(run.run_id for group in groups for run in group.runs)
@@ -265,10 +288,11 @@ def _numbers(where: dict[str, Any], x: str, line: Line, group: Group) -> list[di
     return [{**of_line, x: at, "mean": mean, "low": lowest, "high": highest} for at, mean, lowest, highest in points]
 
 
-def _caption(groups: Sequence[Group], courses: Mapping[str, Courses], x: str, title: str) -> str:
+def _caption(groups: Sequence[Group], widths: Mapping[str, int], x: str, title: str) -> str:
     known = quantities()
-    lines = [f"{title}: {' and '.join(courses)} by {x}, mean over seeds."]
-    lines += [f"{y}: {known[y].remark}." for y in courses if known[y].remark]
+    lines = [f"{title}: {' and '.join(widths)} by {x}, mean over seeds."]
+    lines += [f"{y}: {known[y].remark}." for y in widths if known[y].remark]
+    lines += [f"{text}." for text in averages(widths)]
     counts = {len(group.runs) for group in groups if len(group.rows) == 1}
     if any(1 < count < FEW_SEEDS for count in counts):
         lines.append("Band: lowest to highest seed.")
@@ -283,6 +307,11 @@ def _caption(groups: Sequence[Group], courses: Mapping[str, Courses], x: str, ti
     if any(group.unhealthy for group in groups):
         lines.append("† a run failed a health rule: hollow end.")
     return " ".join(lines)
+
+
+def averages(widths: Mapping[str, int]) -> list[str]:
+    """Of which quantities a point is the mean of several values, and of how many."""
+    return [f"{y}: a point is the mean of {width:,} successive values" for y, width in widths.items() if width > 1]
 
 
 def _members(group: Group) -> str:
@@ -319,6 +348,12 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--split", metavar="NAME,...", help="default: every split that they were recorded on")
     add_filter(cli)
     cli.add_argument("--group", metavar="AXIS,...", help="a line for all rows alike in these axes (default: each row)")
+    cli.add_argument(
+        "--average",
+        type=int,
+        metavar="N",
+        help=f"a point is the mean of N successive values (default: as few as leave {MOST_POINTS} points)",
+    )
     cli.add_argument("--name", default="curves", help="stem of the files (default: curves)")
     cli.add_argument("--format", default="svg,png", help=f"any of {','.join(FORMATS)} (default: svg,png)")
     return cli
@@ -334,6 +369,8 @@ def _main(options: argparse.Namespace) -> int:
     formats = names("--format", options.format, FORMATS)
     known = quantities()
     wanted = names("--y", options.y, known)
+    if options.average is not None and options.average < 1:
+        raise AnalysisError(f"--average {options.average}: give 1 (every value) or more")
     storage = Storage(options.results)
     results = chosen_rows(load_rows(storage, options.grid, options.variant), options.filter)
     axes = names("--group", options.group, axes_of(results)) if options.group else []
@@ -349,7 +386,8 @@ def _main(options: argparse.Namespace) -> int:
     folder = report_folder(options.out, results.name, results.variant)
     with style():
         title = f"Grid {results.name}" if results.variant == "full" else f"Grid {results.name} ({results.variant})"
-        page = draw(groups, courses, splits, x=options.x, name=slug(options.name), title=title)
+        look = {"x": options.x, "name": slug(options.name), "title": title, "average": options.average}
+        page = marked_page(draw(groups, courses, splits, **look), results.rows)
         faults = lint(page.figure)
         settle(page.figure)
         files = [commits[run_id].file(table) for run_id in page.run_ids for table in page.tables]
@@ -361,10 +399,12 @@ def _main(options: argparse.Namespace) -> int:
             "splits": splits,
             "filter": options.filter,
             "group": axes,
+            "averaged": {row["quantity"]: row["averaged"] for row in page.numbers},
             "inputs_sha256": {file.path: file.sha256 for file in files},
         }
         paths = write_files(page, folder, formats, facts)
-    for line in told(groups, results):
+    widths = {str(row["quantity"]): int(row["averaged"] or 1) for row in page.numbers}
+    for line in [*told(groups, results), *averages(widths)]:
         print(plain(f"  {line}"))
     print(plain(f"{' and '.join(wanted)} by {options.x}: {'  '.join(map(str, paths[: len(formats)]))}"))
     for fault in faults:

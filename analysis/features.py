@@ -32,8 +32,9 @@ from analysis.findings import BlockFindings
 from analysis.frame import FORMATS as TABLE_FORMATS
 from analysis.frame import RENDERERS
 from analysis.load import AnalysisError, report_folder
-from analysis.plotting import settle, style
+from analysis.plotting import marked_page, settle, style
 from analysis.registration import RegistrationError
+from analysis.stand_ins import marked_grid
 from datasets.terminal import plain
 from trainable.credentials import redacted
 from trainable.records import RecordError
@@ -172,7 +173,8 @@ def _draw(inputs: Inputs, found: BlockFindings, folder: Path, command: str) -> l
     faults = []
     weights = {run.run.run_id: run.weights_sha256 for arm in found.arms for run in arm.runs}
     with style():
-        pages = [*attribution_pages(inputs, found), *representation_pages(inputs, found)]
+        drawn = [*attribution_pages(inputs, found), *representation_pages(inputs, found)]
+        pages = [marked_page(page, inputs.results.rows) for page in drawn]
         for page in pages:
             faults += [f"{page.name}: {fault}" for fault in lint(page.figure)]
             settle(page.figure)
@@ -202,7 +204,8 @@ def _write_tables(inputs: Inputs, found: Sequence[BlockFindings], folder: Path) 
     for name, frame in frames.items():
         if frame is not None:
             for kind in TABLE_FORMATS:
-                (folder / f"{name}.{kind}").write_text(RENDERERS[kind](frame), encoding="utf-8")
+                text = RENDERERS[kind](marked_grid(frame, inputs.results))
+                (folder / f"{name}.{kind}").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

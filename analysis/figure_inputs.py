@@ -28,6 +28,8 @@ from trainable.storage import Storage
 
 ARCH_AXIS, AUG_AXIS, DATASET_AXIS = "model", "mix", "dataset"
 BASELINE = "none"
+UNKNOWN = "unknown"
+"""What is said of a row that neither names its value nor has a run that tells it."""
 BLOCKS_PER_PAGE = 4
 ASSUMED_RUN_SD = 0.005
 """Of top-1 from seed to seed, where one seed does not tell; a fraction, and always labelled as assumed."""
@@ -106,8 +108,8 @@ class Inputs:
 
     def _cell(self, row: ResultRow, block_axes: Sequence[str]) -> Cell:
         trial = row.done[0].trial if row.done else {}
-        arch = row.axes.get(ARCH_AXIS) or str(trial.get("model") or "unknown")
-        aug = row.axes.get(AUG_AXIS) or str(trial.get("mix") or "unknown")
+        arch = row.axes.get(ARCH_AXIS) or str(trial.get("model") or UNKNOWN)
+        aug = row.axes.get(AUG_AXIS) or str(trial.get("mix") or UNKNOWN)
         return Cell(
             block=tuple(self.say(axis, row.axes[axis]) for axis in block_axes if axis in row.axes),
             arch=self.say(ARCH_AXIS, arch),
@@ -144,9 +146,9 @@ class Inputs:
     @cached_property
     def palette(self) -> Palette:
         """Architectures in the grid's order; augmentations likewise, the baseline first."""
-        augs = dict.fromkeys(cell.aug for cell in self.cells)
+        augs = dict.fromkeys(cell.aug for cell in self.cells if cell.aug != UNKNOWN)
         return Palette(
-            archs=tuple(dict.fromkeys(cell.arch for cell in self.cells)),
+            archs=tuple(dict.fromkeys(cell.arch for cell in self.cells if cell.arch != UNKNOWN)),
             augs=tuple(sorted(augs, key=lambda aug: aug != self.say(AUG_AXIS, BASELINE))),
         )
 
@@ -283,7 +285,8 @@ def seeds_of(cells: Sequence[Cell]) -> str:
 
 def epochs_of(cells: Sequence[Cell]) -> str:
     """How long the runs behind a figure were trained, in words."""
-    return f"{value_range(sorted({run.trial['epochs'] for cell in cells for run in cell.runs}))} epochs"
+    epochs = {round(run.trial["epochs"], 2) for cell in cells for run in cell.runs}
+    return f"{value_range(sorted(epochs))} epochs"
 
 
 MARKS = {

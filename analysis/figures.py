@@ -25,8 +25,9 @@ from analysis.figures_curves import learning_curves
 from analysis.figures_effects import gains, interaction
 from analysis.figures_hypotheses import equivalence, forest, power
 from analysis.figures_runs import completeness, cost
+from analysis.figures_transfer import transfer
 from analysis.load import AnalysisError, chosen_grid, load_results, report_folder
-from analysis.plotting import FORMATS, Page, settle, style, write_files
+from analysis.plotting import FORMATS, Page, marked_page, settle, style, write_files
 from analysis.registration import RegistrationError, registration
 from analysis.sweeps import is_sweep
 from datasets.terminal import plain
@@ -62,6 +63,7 @@ FIGURES: tuple[FigureKind, ...] = (
     FigureKind(id="F14", title="variance components and power", draw=power),
     FigureKind(id="F15", title="completeness", draw=completeness),
     FigureKind(id="F16", title="accuracy by device time", draw=cost),
+    FigureKind(id="F17", title="accuracy by data of pretraining", draw=transfer),
 )
 
 
@@ -89,7 +91,7 @@ def draw_figures(inputs: Inputs, kinds: Sequence[FigureKind], folder: Path, form
     for kind in kinds:
         with style():
             try:
-                pages = kind.draw(inputs)
+                pages = pages_of(kind, inputs)
             except MissingInputs as missing:
                 done.append(Drawn(kind=kind, paths=(), missing=str(missing), faults=()))
                 continue
@@ -99,6 +101,16 @@ def draw_figures(inputs: Inputs, kinds: Sequence[FigureKind], folder: Path, form
             paths = [path for page in pages for path in _write(inputs, kind, page, folder, formats)]
         done.append(Drawn(kind=kind, paths=tuple(paths), missing="", faults=tuple(faults)))
     return done
+
+
+def pages_of(kind: FigureKind, inputs: Inputs) -> list[Page]:
+    """A figure's pages, marked where runs began from stand-ins of published weights.
+
+    Raises:
+        MissingInputs: the store does not hold what it needs.
+        RecordError: a stored file is damaged.
+    """
+    return [marked_page(page, inputs.results.rows) for page in kind.draw(inputs)]
 
 
 def draw_from_store(
@@ -153,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--variant", help="full, or the hash of a shortened variant")
     cli.add_argument("--results", default="results", metavar="URI", help="results root (default: results)")
     cli.add_argument("--out", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
-    cli.add_argument("--figures", metavar="ID,...", help="F1 to F16 (default: all)")
+    cli.add_argument("--figures", metavar="ID,...", help="F1 to F17 (default: all)")
     cli.add_argument("--format", default="svg,png", help=f"any of {','.join(FORMATS)} (default: svg,png)")
     return cli
 

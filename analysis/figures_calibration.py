@@ -13,17 +13,30 @@ from analysis.figure_inputs import Cell, Inputs, seeds_and_images
 from analysis.frame import percent
 from analysis.plotting import Page, add_caption, legend, new_figure, shown, slug
 
+ARCHS_PER_PAGE = 4
 COVERAGES = np.arange(1, 101) / 100
 
 
 def reliability(inputs: Inputs) -> list[Page]:
-    """F9: a page a block, a column an architecture; accuracy by confidence, the gap below, then the confidences."""
-    return [_reliability_page(inputs, block) for page in inputs.block_pages() for block in page]
+    """F9: a page a block, a column an architecture; accuracy by confidence, the gap below, then the confidences.
+
+    A block of many architectures takes several pages.
+    """
+    found = []
+    for block in (block for page in inputs.block_pages() for block in page):
+        palette = inputs.palette
+        archs = [arch for arch in palette.archs if any(inputs.cell(block, arch, aug) for aug in palette.augs)]
+        parts = [archs[i : i + ARCHS_PER_PAGE] for i in range(0, len(archs), ARCHS_PER_PAGE)]
+        name = f"F9-{slug(*block)}" if block else "F9"
+        found += [
+            _reliability_page(inputs, block, part, name if len(parts) == 1 else f"{name}-page{number}")
+            for number, part in enumerate(parts, 1)
+        ]
+    return found
 
 
-def _reliability_page(inputs: Inputs, block: tuple[str, ...]) -> Page:
+def _reliability_page(inputs: Inputs, block: tuple[str, ...], archs: Sequence[str], name: str) -> Page:
     palette = inputs.palette
-    archs = [arch for arch in palette.archs if any(inputs.cell(block, arch, aug) for aug in palette.augs)]
     figure = new_figure(4.6)
     panels = figure.subplots(
         3, len(archs), sharex=True, sharey="row", squeeze=False, gridspec_kw={"height_ratios": [1.5, 0.9, 0.6]}
@@ -79,7 +92,6 @@ def _reliability_page(inputs: Inputs, block: tuple[str, ...]) -> Page:
         f"Reliability, {where}; the largest gap: {worst['arch']} with {worst['aug']} is {side}-confident by "
         f"{percent(abs(worst['signed_gap']), 1)} points at a confidence of {percent(worst['mean_confidence'], 1)} %."
     )
-    name = f"F9-{slug(*block)}" if block else "F9"
     return _page(name, figure, caption, alt, numbers, cells)
 
 

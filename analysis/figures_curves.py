@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,43 +16,89 @@ from scipy import stats
 from analysis.figure_inputs import Cell, Inputs, MissingInputs, epochs_of, seeds_of, told_marks, value_range
 from analysis.plotting import Page, add_caption, legend, new_figure, shown
 
+PANELS_PER_ROW, PANELS_PER_PAGE = 4, 16
 FEW_SEEDS = 5
 """From as many seeds on the band is an interval of the mean, before it is the range."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layout:
+    """Where the panels of a page stand."""
+
+    places: Sequence[Sequence[_Place | None]]
+    """By row and column."""
+    as_design: bool
+    """Architectures down and blocks across; else one after another."""
+
+
+_Place = tuple[tuple[str, ...], str]
+"""A block and an architecture: one panel."""
 
 
 def learning_curves(inputs: Inputs) -> list[Page]:
     """Held-out accuracy by epoch; clean training accuracy, where it was measured, as a thin line."""
     if not any(cell.runs for cell in inputs.cells):
         raise MissingInputs("no run of this grid is done, so there are no rows of epochs")
-    pages = inputs.block_pages()
-    return [_page(inputs, blocks, f"F4-{i}" if len(pages) > 1 else "F4") for i, blocks in enumerate(pages, 1)]
+    pages = _layouts(inputs)
+    return [_page(inputs, layout, f"F4-{i}" if len(pages) > 1 else "F4") for i, layout in enumerate(pages, 1)]
 
 
-def _page(inputs: Inputs, blocks: Sequence[tuple[str, ...]], name: str) -> Page:
+def _layouts(inputs: Inputs) -> list[_Layout]:
+    """A page for every few blocks; the panels that there are in rows where a panel is of one row of the grid, and where
+    most places would be empty."""
+    live = list(dict.fromkeys((cell.block, cell.arch) for cell in inputs.cells if cell.runs))
+    by_design = []
+    for blocks in inputs.block_pages():
+        here = [cell for cell in inputs.cells if cell.block in blocks]
+        archs = [arch for arch in inputs.palette.archs if any(cell.arch == arch for cell in here)]
+        by_design.append(_Layout(places=[[(block, arch) for block in blocks] for arch in archs], as_design=True))
+    places = sum(len(row) for layout in by_design for row in layout.places)
+    if len(inputs.palette.augs) > 1 and 2 * len(live) >= places:
+        return by_design
+    return [
+        _Layout(places=_in_rows(live[i : i + PANELS_PER_PAGE]), as_design=False)
+        for i in range(0, len(live), PANELS_PER_PAGE)
+    ]
+
+
+def _in_rows(places: Sequence[_Place]) -> list[list[_Place | None]]:
+    width = min(PANELS_PER_ROW, len(places))
+    padded = [*places, *[None] * (-len(places) % width)]
+    return [padded[i : i + width] for i in range(0, len(padded), width)]
+
+
+def _page(inputs: Inputs, layout: _Layout, name: str) -> Page:
     palette = inputs.palette
-    archs = [arch for arch in palette.archs if any(cell.arch == arch and cell.block in blocks for cell in inputs.cells)]
-    figure = new_figure(0.5 + 1.6 * len(archs))
-    panels = figure.subplots(len(archs), len(blocks), sharex="col", sharey="row", squeeze=False)
+    shape = len(layout.places), len(layout.places[0])
+    figure = new_figure(0.5 + 1.6 * shape[0])
+    shared = {"sharex": "col", "sharey": "row"} if layout.as_design else {"sharex": False, "sharey": True}
+    panels = figure.subplots(*shape, squeeze=False, **shared)
     numbers: list[dict[str, Any]] = []
     cells: list[Cell] = []
     marks: list[str] = []
-    for i, arch in enumerate(archs):
-        for j, block in enumerate(blocks):
+    for i, row in enumerate(layout.places):
+        for j, place in enumerate(row):
             axes = panels[i, j]
-            for aug in palette.augs:
-                if (cell := inputs.cell(block, arch, aug)) is not None:
-                    cells.append(cell)
-                    numbers += _draw(axes, inputs, cell)
-                    marks.append(inputs.mark(cell))
-            if i == 0:
-                axes.set_title("\n".join(shown(part, 22) for part in block) or inputs.results.name)
+            if place is None:
+                axes.set_visible(False)
+                continue
+            own = [cell for aug in palette.augs if (cell := inputs.cell(*place, aug)) is not None]
+            for cell in own:
+                numbers += _draw(axes, inputs, cell)
+                marks.append(inputs.mark(cell))
+            cells += own
+            if i == 0 or not layout.as_design:
+                axes.set_title(_title(inputs, layout, place, own), fontsize=8 if layout.as_design else 7)
             if not axes.lines:
                 axes.set_axis_off()
                 axes.text(0.5, 0.5, "no run done", ha="center", va="center", transform=axes.transAxes, fontsize=7)
-        panels[i, 0].set_ylabel(f"{shown(arch, 24)}\ntop-1 (%)")
-    for axes in panels[-1]:
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            if j == 0:
+                axes.set_ylabel(f"{shown(place[1], 24)}\ntop-1 (%)" if layout.as_design else "top-1 (%)")
+            if i == shape[0] - 1 or not layout.as_design:
+                axes.set_xlabel("epoch")
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            if not layout.as_design and len(places := {float(x) for line in axes.lines for x in line.get_xdata()}) == 1:
+                axes.set_xticks(sorted(places))  # evaluated once: a scale around that would say nothing
     images = _images(inputs, cells)
     clean = any(row["split"] == "train" for row in numbers)
     thin = [Line2D([], [], color="#444444", linewidth=0.5, label="training images, not mixed")] if clean else []
@@ -59,7 +106,7 @@ def _page(inputs: Inputs, blocks: Sequence[tuple[str, ...]], name: str) -> Page:
     caption = (
         f"Top-1 accuracy by epoch on {' or '.join(images.values())}, mean over seeds. "
         f"{_band_text(cells)} "
-        + ("Shown for the course of training alone: no checkpoint was chosen by it. " if "test" in images else "")
+        + (_chosen_by_test(inputs, cells) if "test" in images else "")
         + told_marks(marks)
         + f"{seeds_of(cells)}, {epochs_of(cells)}."
     )
@@ -75,6 +122,15 @@ def _page(inputs: Inputs, blocks: Sequence[tuple[str, ...]], name: str) -> Page:
     )
 
 
+def _title(inputs: Inputs, layout: _Layout, place: _Place, cells: Sequence[Cell]) -> str:
+    """A panel's heading: its block, or where panels stand one after another the row's own name."""
+    if layout.as_design:
+        return "\n".join(shown(part, 22) for part in place[0]) or inputs.results.name
+    if len(cells) == 1:
+        return shown(cells[0].row.label, 28)
+    return "\n".join(shown(part, 22) for part in (*place[0], place[1]))
+
+
 def _draw(axes: Axes, inputs: Inputs, cell: Cell) -> list[dict[str, Any]]:
     """Draws a cell's lines; returns their points."""
     palette = inputs.palette
@@ -87,7 +143,8 @@ def _draw(axes: Axes, inputs: Inputs, cell: Cell) -> list[dict[str, Any]]:
         mean = values.mean(axis=0)
         low, high = band(values)
         thin = split == "train"
-        axes.plot(epochs, 100 * mean, color=colour, linestyle=line, linewidth=0.5 if thin else 1.2)
+        alone = "." if len(epochs) == 1 else "none"
+        axes.plot(epochs, 100 * mean, color=colour, linestyle=line, linewidth=0.5 if thin else 1.2, marker=alone)
         if not thin and len(values) > 1:
             axes.fill_between(epochs, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
         if not thin and (mark := inputs.mark(cell)):
@@ -107,6 +164,17 @@ def _held_out(inputs: Inputs, cell: Cell) -> str:
     """`val` where the runs have a hold-out, else `test`."""
     splits = {row["split"] for run in cell.runs for row in inputs.curves[run.run_id]}
     return "val" if "val" in splits else "test"
+
+
+def _chosen_by_test(inputs: Inputs, cells: Sequence[Cell]) -> str:
+    """What the test images chose, and what not."""
+    started = {
+        spec.get("init.checkpoint")
+        for spec in (inputs.evidence[run.run_id].spec for cell in cells for run in cell.runs)
+    }
+    if "best_on_test" in started:
+        return "Test images chose no final checkpoint, but some of those that other rows start from. "
+    return "Shown for the course of training alone: no checkpoint was chosen by it. "
 
 
 def _images(inputs: Inputs, cells: Sequence[Cell]) -> dict[str, str]:

@@ -16,6 +16,10 @@ from analysis.stats import contrast
 
 def interaction(inputs: Inputs) -> list[Page]:
     """F1: mean accuracy by augmentation, a line an architecture, a panel a block."""
+    if len(inputs.palette.augs) == 1:
+        raise MissingInputs(
+            f"all rows have one augmentation ({inputs.palette.augs[0]}), so nothing can interact with it"
+        )
     pages = inputs.block_pages()
     return [_interaction(inputs, blocks, f"F1-{i}" if len(pages) > 1 else "F1") for i, blocks in enumerate(pages, 1)]
 
@@ -76,7 +80,7 @@ def _interaction(inputs: Inputs, blocks: Sequence[tuple[str, ...]], name: str) -
     legend(figure, palette.arch_handles())
     caption = (
         "Mean top-1 accuracy on the test images by augmentation. Lines that are not parallel are an interaction; only "
-        f"crossing ones are one on every scale. {_interval_text(cells)} "
+        f"crossing ones are one on every scale. {interval_text(cells)} "
         + ("Small dashes: single seeds. " if any(len(cell.runs) > 1 for cell in cells) else "")
         + ("Dashed line: a point of it is missing or left out. " if broken else "")
         + told_marks(marks)
@@ -156,7 +160,7 @@ def _gains(inputs: Inputs, blocks: Sequence[tuple[str, ...]], name: str) -> Page
     panels[0].set_yticks(range(len(arms)), [f"{shown(aug, 12)}, {shown(arch, 16)}" for arch, aug in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.6)
     caption = (
-        f'Simple gains over "{base}" in top-1, percentage points. {_interval_text(cells)} '
+        f'Simple gains over "{base}" in top-1, percentage points. {interval_text(cells)} '
         + (
             f"Thin line: were the runs' standard deviation {100 * ASSUMED_RUN_SD:g} points (assumed). "
             if single
@@ -190,7 +194,8 @@ def _gain(inputs: Inputs, cell: Cell, against: Cell) -> dict[str, Any]:
     return row | {f"seed_{run.seed}": run.trial["final_top1"] for run in cell.runs}
 
 
-def _interval_text(cells: Sequence[Cell]) -> str:
+def interval_text(cells: Sequence[Cell]) -> str:
+    """What the bars of accuracies and gains are: a part of a caption."""
     if any(len(cell.runs) > 1 for cell in cells):
         return (
             "Bars: 95 % interval over images and seeds (two-way); one that does not show is narrower than its marker."

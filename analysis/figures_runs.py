@@ -130,7 +130,8 @@ def _cost(inputs: Inputs, blocks: Sequence[tuple[str, ...]], name: str) -> Page:
     legend(figure, [*palette.arch_handles(lines=False), *palette.aug_handles()[1:]])
     caption = (
         "Mean top-1 on the test images by the time that a run's training and evaluations took on its device (or its "
-        "share of one), mean over seeds; lines lead from the baseline to the augmentation of that style. "
+        "share of one), mean over seeds"
+        + ("; lines lead from the baseline to the augmentation of that style. " if len(palette.augs) > 1 else ". ")
         + told_marks(inputs.mark(cell) for cell in cells)
         + seeds_and_images(cells)
     )

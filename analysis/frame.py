@@ -148,7 +148,7 @@ def _is_number(text: str) -> bool:
 _TEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$", "±": r"$\pm$", GAP: "---"}
 _TEX |= {"<": "$<$", ">": "$>$", "κ": r"$\kappa$", "γ": r"$\gamma$", "δ": r"$\delta$", "σ": r"$\sigma$"}
-_TEX |= {"Δ": r"$\Delta$", "\N{MULTIPLICATION SIGN}": r"$\times$"}
+_TEX |= {"§": r"\S{}", "Δ": r"$\Delta$", "\N{MULTIPLICATION SIGN}": r"$\times$"}
 
 
 def _tex(text: str) -> str:

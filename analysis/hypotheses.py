@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from analysis.gates import Evidence, counted_twice, differences, row_health
 from analysis.load import AnalysisError, GridResults, ResultRow, SeedRun
 from analysis.registration import Claim, ContrastSpec, Design, Registration
+from analysis.stand_ins import remark, row_mark
 from analysis.stats import ContrastResult, Over, contrast, contrast_of_shares, error_removed, holm, log_odds
 from analysis.verdicts import BlockVerdict, ClaimVerdict, claim_verdict, difference_verdict, direction_verdict
 
@@ -293,6 +294,8 @@ class _Cells:
                 (self.reasons if self._reading.health else self.marks).append(text)
             if health.lifted:
                 self.marks.append(f"{row.label}: {', '.join(health.lifted)} in {len(health.failed)} seeds, {LIFTED}")
+            if mark := row_mark(row.done):
+                self.marks.append(f"{row.label}: {remark(mark)}")
             if (twice := counted_twice(row)) is not None:
                 self.reasons.append(twice)
         reasons, marks = differences(rows, evidence, registration.homogeneity)

@@ -229,7 +229,7 @@ def maps(
         module = model.get_submodule(layer)
         found = LayerGradCam(model, module).attribute(images, target=target, relu_attributions=True)[:, 0]
     else:
-        with _tokens_as_grid(model.get_submodule(layer), anatomy) as module:
+        with _tokens_as_grid(model, layer, anatomy) as module:
             found = LayerGradCam(model, module).attribute(images, target=target, relu_attributions=True)[:, 0]
     values: NDArray[np.float64] = found.detach().double().cpu().numpy()
     return values
@@ -263,20 +263,25 @@ class _Tokens(nn.Module):
 
 
 @contextmanager
-def _tokens_as_grid(block: nn.Module, anatomy: Anatomy) -> Iterator[nn.Module]:
-    """Lays a block's patches out as an image behind its first LayerNorm, which is where Grad-CAM can see them: the
-    block's own patches hardly reach a head that reads the class token."""
-    name = next((name for name, module in block.named_modules() if isinstance(module, nn.LayerNorm)), None)
-    if name is None:
-        raise NoSuchPart("no LayerNorm in the last block")
-    parent = block.get_submodule(name.rpartition(".")[0])
-    own, last = block.get_submodule(name), name.rpartition(".")[2]
+def _tokens_as_grid(model: nn.Module, layer: str, anatomy: Anatomy) -> Iterator[nn.Module]:
+    """Lays a block's patches out as an image where its attention takes them in, where Grad-CAM can see them: the
+    block's own patches hardly reach a head that reads the class token. That is behind its first LayerNorm, or at its
+    entry where LayerNorm comes after attention (`norm_first` is false, as in torch's own encoder layer)."""
+    block = model.get_submodule(layer)
     grid = _Grid(anatomy.prefix or 0, next(iter(anatomy.grids.values())))
-    setattr(parent, last, nn.Sequential(own, grid, _Tokens(grid)))
+    place, laid_out = layer, nn.Sequential(grid, _Tokens(grid), block)
+    if getattr(block, "norm_first", True):
+        name = next((name for name, module in block.named_modules() if isinstance(module, nn.LayerNorm)), None)
+        if name is None:
+            raise NoSuchPart("no LayerNorm in the last block")
+        place = f"{layer}.{name}"
+        laid_out = nn.Sequential(model.get_submodule(place), grid, _Tokens(grid))
+    own = model.get_submodule(place)
+    model.set_submodule(place, laid_out)
     try:
         yield grid
     finally:
-        setattr(parent, last, own)
+        model.set_submodule(place, own)
 
 
 def attention(model: nn.Module, images: torch.Tensor) -> list[NDArray[np.float64]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from analysis.figure_inputs import Inputs, MissingInputs
-from analysis.figures import FIGURES
+from analysis.figures import FIGURES, pages_of
 from analysis.frame import RENDERERS, Frame
 from analysis.load import AnalysisError, load_results
 from analysis.plotting import numbers_csv, style
@@ -62,7 +62,7 @@ def make_outputs(storage: Storage, grid: str, variant: str) -> Outputs:
     for kind in FIGURES if small else ():
         try:
             with style():
-                files |= {f"{page.name}.csv": numbers_csv(page).encode() for page in kind.draw(inputs)}
+                files |= {f"{page.name}.csv": numbers_csv(page).encode() for page in pages_of(kind, inputs)}
         except MissingInputs as error:
             missing[kind.id] = str(error)
     return Outputs(files=files, missing=missing)

@@ -10,6 +10,7 @@ from analysis.design import BASELINE, Cell, augmentation_name, baseline_of, bloc
 from analysis.frame import GAP, Frame, Raw, interval, percent, points
 from analysis.load import AnalysisError, GridResults
 from analysis.results_table import Health
+from analysis.stand_ins import SIGN, row_mark
 from analysis.stats import ContrastResult, contrast, holm
 
 ALPHA = 0.05
@@ -46,8 +47,9 @@ def paper_frame(results: GridResults, health: Health | None = None) -> Frame:
             gain = difference(cell, base) if cell and base else None
             top1 = _top1(cell)
             broken = any(run.run_id in (health or {}) for run in cell.row.done) if cell else False
+            random = row_mark(cell.row.done) if cell else ""
             line += [
-                percent(top1) + (f" {UNHEALTHY}" if broken else ""),
+                percent(top1) + (f" {UNHEALTHY}" if broken else "") + (f" {SIGN}" if random else ""),
                 _gain(gain) if augmentation != BASELINE else "",
             ]
             if (block, architecture, augmentation) in best[block]:

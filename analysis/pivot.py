@@ -34,6 +34,7 @@ from analysis.selection import (
     names,
     value_name,
 )
+from analysis.stand_ins import SIGN, marked_grid, row_mark
 from analysis.stats import ContrastResult, contrast
 from analysis.sweeps import is_sweep
 from trainable.metrics import METRICS
@@ -78,6 +79,8 @@ class Entry:
     """95 % of a gain in top-1, of an only row."""
     unhealthy: bool
     """Whether a row that it is made of is gated by a health rule."""
+    stand_in: bool
+    """Whether some run that it is made of began from random stand-ins of published weights."""
     single_seed: bool
     missing: tuple[str, ...]
     """Labels of rows without a value."""
@@ -172,6 +175,7 @@ def _entry(results: GridResults, rows: Sequence[ResultRow], request: Request, un
         spread=spread,
         interval=limits,
         unhealthy=any(row.label in unhealthy for row in used),
+        stand_in=any(row_mark(row.done) for row in used),
         single_seed=min(len(row.done) for row in used) == 1,
         missing=tuple(dict.fromkeys(missing)),
     )
@@ -213,7 +217,7 @@ def _cell(entry: Entry | None, request: Request, footnotes: list[str]) -> str:
             footnotes.append(f"[{len(footnotes) + 1}] {note}")
             known.append(note)
         return f"{GAP} [{known.index(note) + 1}]"
-    mark = " †" if entry.unhealthy else ""
+    mark = (" †" if entry.unhealthy else "") + (f" {SIGN}" if entry.stand_in else "")
     if request.gain is None:
         spread = f" ± {_shown(entry.spread, request)}" if entry.spread is not None else ""
         return f"{_shown(entry.value, request)}{spread}{mark}"
@@ -310,7 +314,7 @@ def _main(options: argparse.Namespace) -> int:
     evidence, rules = read_evidence(storage, results), registration().health
     unhealthy = frozenset(row.label for row in results.rows if row_health(row.done, evidence, rules).gated)
     deliver(
-        {options.name: pivot_frame(results, request, unhealthy)},
+        {options.name: marked_grid(pivot_frame(results, request, unhealthy), results)},
         report_folder(options.out, results.name, results.variant),
         formats,
     )

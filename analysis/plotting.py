@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 from matplotlib.transforms import Bbox
 
+from analysis.load import ResultRow
+from analysis.stand_ins import COLUMN, column, marks_of, note
 from datasets.terminal import one_line
 
 WIDTH = 7.0
@@ -147,7 +149,9 @@ class Palette:
         ]
 
     def aug_handles(self) -> list[Line2D]:
-        """Legend entries of the augmentations' line styles."""
+        """Legend entries of the augmentations' line styles; none where there is one augmentation alone."""
+        if len(self.augs) < 2:
+            return []
         return [Line2D([], [], color="#444444", linestyle=self.line(aug), label=shown(aug, 28)) for aug in self.augs]
 
 
@@ -157,17 +161,39 @@ def new_figure(height: float, *, width: float = WIDTH) -> Figure:
 
 
 def legend(figure: Figure, handles: Sequence[Artist], *, ncols: int = 6) -> None:
-    """A legend above all axes, where it can hide nothing."""
+    """A legend above all axes, where it can hide nothing; none where there is nothing to tell apart."""
+    if not handles:
+        return
     figure.legend(handles=list(handles), loc="outside upper left", ncols=min(len(handles), ncols), handlelength=2.6)
 
 
 def add_caption(figure: Figure, text: str) -> None:
-    """Writes the caption beneath the axes, in as many lines as it takes; the figure grows by them."""
+    """Writes the caption beneath the axes, in as many lines as it takes, in place of one that is there; the figure
+    grows by them."""
     width, height = figure.get_size_inches()
     lines = wrapped(text, (width - 0.16) * 72, SMALL)
-    figure.set_size_inches(width, height + len(lines) * CAPTION_LINE / 72)
+    former = 0
+    figure.set_size_inches(width, height + (len(lines) - former) * CAPTION_LINE / 72)
     look: dict[str, Any] = {"fontsize": SMALL, "color": "#333333", "linespacing": 1.2}
     figure.supxlabel("\n".join(lines), x=0.08 / width, ha="left", **look).set_gid(CAPTION)
+
+
+def marked_page(page: Page, rows: Sequence[ResultRow]) -> Page:
+    """The page as it is, unless runs that it shows began from random stand-ins of published weights: then its caption
+    begins with that, and its numbers have a column of it.
+
+    Args:
+        page: not yet settled.
+        rows: whose runs it may show.
+    """
+    alone = [replace(row, runs=tuple(run for run in row.runs if run.run_id in page.run_ids)) for row in rows]
+    marks = marks_of(alone)
+    if not marks:
+        return page
+    caption = f"{shown(note(marks), len(note(marks)))}. {page.caption}"
+    add_caption(page.figure, caption)
+    numbers = [{**row, COLUMN: column(marks)} for row in page.numbers]
+    return replace(page, caption=caption, numbers=numbers)
 
 
 def wrapped(text: str, points: float, size: float) -> list[str]:

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy import stats
 
@@ -24,7 +24,9 @@ from analysis.gates import read_evidence
 from analysis.hypotheses import Finding, Judgement, judge
 from analysis.load import AnalysisError, GridResults, chosen_grid, load_results
 from analysis.registration import Inference, RegistrationError, registration
+from analysis.results_table import watermarks
 from analysis.sentences import block_name
+from analysis.stand_ins import marked_grid
 from analysis.stats import ContrastResult, noether_size
 from datasets.terminal import Terminal, plain
 from trainable.credentials import redacted
@@ -265,7 +267,9 @@ def main(argv: list[str] | None = None) -> int:
         print(plain(f"analysis.power: {redacted(str(error))}"), file=sys.stderr)
         return 2
     console = Terminal() if sys.stdout.isatty() else Terminal(width=180)
-    show(power_frame(results, judgement), console)
+    frame = marked_grid(power_frame(results, judgement), results)
+    first = [note for note in watermarks(results) if note not in frame.notes]
+    show(replace(frame, notes=(*first, *frame.notes)), console)
     for line in [*known_and_unknown(judgement), judgement.standing]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -20,6 +20,7 @@ from analysis.load import AnalysisError, ResultRow
 from analysis.registration import registration
 from analysis.results_table import watermarks
 from analysis.sentences import Card, cards, methods, rankings
+from analysis.stand_ins import marked_grid, stand_in_of
 from analysis.versions_table import versions_frame
 from trainable import records
 
@@ -135,7 +136,7 @@ _ORDER: dict[str, tuple[str, ...]] = {
     "pretraining": ("F3", "T4"),
     "sensitivity": ("T5", "T3", "T6", "F14"),
     "curves": ("F15", "completeness", "F4"),
-    "results": ("T1", "T7", "F5"),
+    "results": ("T1", "T7", "T15", "T16", "T17", "F17", "F5"),
     "errors": ("F6", "F7", "F8", "F9", "F10", "F11", "T8", "T9", "T10"),
     "features": ("F12", "T13", "F13", "T14"),
     "cost": ("T11", "F16"),
@@ -143,6 +144,8 @@ _ORDER: dict[str, tuple[str, ...]] = {
     "record": ("T12", "versions"),
 }
 """Tables and figures by section, in the order in which they are read."""
+_WHERE_MADE = ("T15", "T16", "T17", "F17")
+"""Of grids of a certain kind: nobody misses them in the others."""
 
 
 def report_of(inputs: Inputs, judgement: Judgement | str, made: Made, lang: str) -> Report:
@@ -195,7 +198,7 @@ def _more_frames(inputs: Inputs, judgement: Judgement | str) -> dict[str, Frame]
     """Tables that a report alone shows."""
     found = {"completeness": _completeness(inputs)}
     if isinstance(judgement, Judgement):
-        found |= literature_frames(judgement)
+        found |= {name: marked_grid(one, inputs.results) for name, one in literature_frames(judgement).items()}
     if inputs.results.done:
         found["versions"] = versions_frame(inputs.storage, inputs.results, registration())
     return found
@@ -223,6 +226,7 @@ def _completeness(inputs: Inputs) -> Frame:
                     reason=run.reason,
                     attempts=tuple(attempts.get(run.run_id, ())),
                     health=health.get(run.run_id, ()),
+                    stand_in=stand_in_of(run),
                 )
                 for row in results.rows
                 for run in row.runs
@@ -241,7 +245,7 @@ def _block(one: str, frames: Mapping[str, Frame], made: Made, lang: str) -> list
         return [Table(id=one, title=title, frame=frames[one], folded=folded)]
     if made.pictures.get(one):
         return [Picture(id=one, title=title, pages=tuple(made.pictures[one]), folded=folded)]
-    if one in made.reasons:
+    if one in made.reasons and one not in _WHERE_MADE:
         return [Paragraph(text=said["none_made"].format(id=f"{one} ({title})", reason=made.reasons[one]), kind="note")]
     return []
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from analysis.frame import Frame, Raw, interval, number, percent, points
 from analysis.load import GridResults, ResultRow, SeedRun, final_top1
+from analysis.stand_ins import marks_of, note
 from analysis.stats import contrast, macro_f1_values
 
 _METRICS = (
@@ -132,6 +133,8 @@ def _remarks(row: ResultRow, health: Health) -> list[str]:
             text = f"{known}: {run.reason}" if known else run.reason
             remarks.setdefault(text, []).append(run.seed)
             continue
+        if run.trial["steps"] == 0:
+            remarks.setdefault("evaluated only, not trained", []).append(run.seed)
         if (resumed := _resumed(run.trial)) is not None:
             remarks.setdefault(resumed, []).append(run.seed)
         for code in health.get(run.run_id, ()):
@@ -178,6 +181,7 @@ def watermarks(results: GridResults) -> list[str]:
         shown = ", ".join(f"{key}={value}" for key, value in changed.items())
         marks.append(f"SHORT OR CHANGED RUN ({shown}): not to be compared with published values")
     marks += [f"* {name}: not the published data" for name in sorted(_unpublished(results))]
+    marks += [told for told in (note(marks_of(results.rows)),) if told]
     marks += [f"{line}: run the grid again" for line in results.unread]
     if results.other_variants:
         marks.append(f"other variants in this store: {', '.join(results.other_variants)} (--variant)")

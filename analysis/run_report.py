@@ -22,9 +22,10 @@ from analysis.figure_lint import lint
 from analysis.figures_confusion import confusion
 from analysis.frame import FORMATS, Frame, Raw, count, percent, to_csv
 from analysis.load import AnalysisError, GridResults, ResultRow, SeedRun, report_folder
-from analysis.plotting import settle, slug, style, write_files
+from analysis.plotting import marked_page, settle, slug, style, write_files
 from analysis.results_table import watermarks
 from analysis.selection import add_source, deliver, guarded, load_rows, names
+from analysis.stand_ins import marked_grid
 from datasets.terminal import plain
 from trainable.manifests import grid_names
 from trainable.models import nearest
@@ -202,13 +203,14 @@ def _main(options: argparse.Namespace) -> int:
     results, row, run = find_run(storage, options.grid, options.variant, options.run)
     (evaluation,) = names("--eval", options.eval, run.evaluations)
     alone = dataclasses.replace(row, runs=(run,))
-    inputs = Inputs(storage=storage, results=dataclasses.replace(results, rows=(alone,)))
+    own = dataclasses.replace(results, rows=(alone,))
+    inputs = Inputs(storage=storage, results=own)
     named = inputs.class_names(Cell(block=(), arch="", aug="", row=alone))
     class_names = [named[number] for number in sorted(run.trial["classes"])]
     stem, folder = f"run-{slug(row.label)}-{run.seed}", report_folder(options.out, results.name, results.variant)
-    deliver({stem: report_frame(results, row, run, evaluation, class_names)}, folder, formats)
+    deliver({stem: marked_grid(report_frame(own, row, run, evaluation, class_names), own)}, folder, formats)
     table = folder / f"{stem}-confusion.csv"
-    table.write_text(to_csv(confusion_frame(row, run, evaluation)), encoding="utf-8")
+    table.write_text(to_csv(marked_grid(confusion_frame(row, run, evaluation), own)), encoding="utf-8")
     print(plain(f"  confusions: {table}"))
     if evaluation != "final":
         return 0
@@ -222,7 +224,8 @@ def _main(options: argparse.Namespace) -> int:
 def _draw(inputs: Inputs, name: str, folder: Path, run: SeedRun) -> tuple[list[str], list[Path]]:
     """F6 of this run alone; what the lint says of it, and its pictures."""
     with style():
-        (page,) = confusion(inputs)
+        (drawn,) = confusion(inputs)
+        page = marked_page(drawn, inputs.results.rows)
         faults = lint(page.figure)
         settle(page.figure)
         facts = {

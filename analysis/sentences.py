@@ -13,8 +13,10 @@ from analysis.gates import MIXED_CODE
 from analysis.hypotheses import LIFTED, MEDIAN, PUBLISHED, Finding, Judgement
 from analysis.load import GridResults, ResultRow
 from analysis.registration import Claim, Design, Registration
+from analysis.stand_ins import WORDS
 from analysis.stats import contrast, holm
 from analysis.verdicts import BlockVerdict, ClaimVerdict
+from trainable.weights import NOT_PUBLISHED_WEIGHTS
 
 LANGUAGES = ("en", "ko")
 
@@ -175,6 +177,13 @@ def _caveats(found: Sequence[Finding], judgement: Judgement, lang: str) -> list[
             "Some cells compared were trained by different versions of the code."
             if lang == "en"
             else "비교한 셀 일부는 서로 다른 코드로 학습되었다."
+        )
+    if random := dict.fromkeys(mark for one in found for mark in one.marks if WORDS in mark):
+        rows = ", ".join(mark.partition(f": {WORDS}")[0] for mark in random)
+        said.append(
+            f"The initial weights of {rows} are {NOT_PUBLISHED_WEIGHTS}: nothing follows of the published ones."
+            if lang == "en"
+            else f"{rows}의 초기 가중치는 공개된 것이 아니라 무작위 대체물이므로 공개된 가중치에 관한 결론이 아니다."
         )
     lifted = dict.fromkeys(mark for one in found for mark in one.marks if LIFTED in mark)
     if lifted:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from analysis.compact import read_table
 from analysis.frame import Frame, Raw, interval, percent
 from analysis.load import AnalysisError, SeedRun, chosen_manifests, final_top1, load_runs
+from analysis.stand_ins import COLUMN, marked, row_mark
 from analysis.stats import mean_interval, newcombe, wilson
 from trainable import records
 from trainable.storage import Storage
@@ -67,6 +69,8 @@ class SweptRow:
     """None while nothing is chosen."""
     winner: tuple[SeedRun, ...]
     """The row with the chosen value."""
+    stand_in: str
+    """Which random stand-ins of published weights its trials began from; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +124,7 @@ def load_sweep(storage: Storage, name: str, variant: str | None = None) -> Sweep
     entries = _rows(found.manifests)
     wanted = [*(entry["runs"] for entry in entries), *(choice["runs"] for choice in chosen.values())]
     ordinary = _runs(storage, wanted)
+    told = _stand_ins(storage, run_ids)
     rows = []
     for entry in entries:
         mine = [one for one in suggested if one["row"] == entry["label"]]
@@ -133,6 +138,9 @@ def load_sweep(storage: Storage, name: str, variant: str | None = None) -> Sweep
                 own=tuple(ordinary[run_id] for _, run_id in _by_seed(entry["runs"])),
                 chosen=choice["value"] if choice else None,
                 winner=tuple(ordinary[run_id] for _, run_id in _by_seed(choice["runs"])) if choice else (),
+                stand_in="; ".join(
+                    sorted({told[run_id] for one in points for run_id in one.run_ids if run_id in told})
+                ),
             )
         )
     left_out = dict.fromkeys(label for manifest in found.manifests for label in manifest["sweep"]["left_out"])
@@ -157,7 +165,7 @@ def sweep_frame(results: SweepResults) -> Frame:
             f"sweep {results.name}: no trial was begun yet; run it: python -m tuner.run --grid {results.name}"
         )
     columns = tuple(lines[0][0])
-    return Frame(
+    frame = Frame(
         title=f"sweep {results.name}: {results.help.strip()}",
         notes=tuple(_notes(results)),
         columns=columns,
@@ -166,6 +174,9 @@ def sweep_frame(results: SweepResults) -> Frame:
         rows=tuple(tuple(cells.values()) for cells, _ in lines),
         raw=tuple(raw for _, raw in lines),
     )
+    marks = {row.label: row.stand_in or row_mark([run for run in row.own if run.trial]) for row in results.rows}
+    known = {label: mark for label, mark in marks.items() if mark}
+    return marked(frame, known, list(marks))
 
 
 def curves(results: SweepResults) -> list[str]:
@@ -265,6 +276,13 @@ def _runs(storage: Storage, wanted: Sequence[Mapping[str, str]]) -> dict[str, Se
     seeds = {run_id: seed for runs in wanted for seed, run_id in _by_seed(runs)}
     entries = [{"run_id": run_id, "seed": seed, "reason": None} for run_id, seed in seeds.items()]
     return {run.run_id: run for run in load_runs(storage, entries)}
+
+
+def _stand_ins(storage: Storage, run_ids: set[str]) -> dict[str, str]:
+    """Which random stand-ins runs that are done began from, by run id."""
+    commits = list(records.read_commits(storage, run_ids).values())
+    found = read_table(storage, "trials", commits, ["run_id", COLUMN]).to_pylist()
+    return {row["run_id"]: row[COLUMN] for row in found if row[COLUMN] is not None}
 
 
 def _by_seed(runs: Mapping[str, str]) -> list[tuple[int, str]]:

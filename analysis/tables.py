@@ -20,6 +20,7 @@ from rich.console import Console
 
 from analysis.agreement_table import agreement_frame
 from analysis.attempts_table import attempts_frame
+from analysis.best_table import looks_frame
 from analysis.calibration_table import calibration_frame
 from analysis.cost_table import cost_frame
 from analysis.frame import FORMATS, RENDERERS, Frame, show
@@ -33,6 +34,8 @@ from analysis.power import power_frame
 from analysis.published_table import published_frame
 from analysis.registration import RegistrationError, registration
 from analysis.results_table import Health, results_frame, watermarks
+from analysis.scalars_table import scalars_frame
+from analysis.stand_ins import marked_grid
 from analysis.sweeps import curves, is_sweep, load_sweep, sweep_frame
 from datasets.terminal import Terminal, plain
 from trainable.credentials import redacted
@@ -89,8 +92,12 @@ TABLES: dict[str, Callable[[Source], Frame]] = {
     "T10": lambda source: agreement_frame(source.results),
     "T11": lambda source: cost_frame(source.storage, source.results),
     "T12": lambda source: attempts_frame(source.storage, source.results),
+    "T15": lambda source: looks_frame(source.storage, source.results, source.evidence, on_test=True),
+    "T16": lambda source: looks_frame(source.storage, source.results, source.evidence, on_test=False),
+    "T17": lambda source: scalars_frame(source.results),
 }
-"""In this order. Each raises `AnalysisError` with the reason where a grid cannot have it."""
+"""In this order; `analysis.features` makes T13 and T14. Each raises `AnalysisError` with the reason where a grid cannot
+have it."""
 OF_TRIALS = ("T1", "T7", "T11", "T12")
 """Tables that open no predictions: of a large grid, those that are made unless others are named."""
 
@@ -102,7 +109,7 @@ def build(source: Source, name: str) -> Frame:
         AnalysisError: the grid cannot have this table; the message says why.
         RecordError: a stored file is damaged.
     """
-    frame = TABLES[name](source)
+    frame = marked_grid(TABLES[name](source), source.results)
     first = [note for note in watermarks(source.results) if note not in frame.notes]
     return dataclasses.replace(frame, notes=(*first, *frame.notes, *_made_from(source.results)))
 

@@ -9,8 +9,10 @@ from analysis.compact import read_table
 from analysis.frame import Frame, Raw, count
 from analysis.load import AnalysisError, GridResults
 from analysis.registration import Registration
+from analysis.stand_ins import stand_in_of
 from trainable import records
 from trainable.storage import Storage
+from trainable.weights import NOT_PUBLISHED_WEIGHTS
 
 _COLUMNS = [
     "run_id",
@@ -46,7 +48,8 @@ def versions_frame(storage: Storage, results: GridResults, registration: Registr
         origin = "" if trial["dataset_published"] else ", not the published data"
         found[f"data {trial['dataset']}", f"{trial['content_sha256'] or 'not recorded'}{origin}"] += 1
         if trial["init_sha256"]:
-            found[f"weights {trial['init_source']}", trial["init_sha256"]] += 1
+            random = f", {NOT_PUBLISHED_WEIGHTS} ({mark})" if (mark := stand_in_of(run)) is not None else ""
+            found[f"weights {trial['init_source']}", f"{trial['init_sha256']}{random}"] += 1
     found["preregistration", registration.digest] = len(results.done)
     lines = [(what, value, num) for (what, value), num in sorted(found.items())]
     raw: list[Raw] = [{"what": what, "version": value, "num_runs": num} for what, value, num in lines]

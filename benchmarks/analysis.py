@@ -25,10 +25,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring import ROOT, environment
 from trainable.costs import cpu_name
 from trainable.provenance import git_state
 
-ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "pyarrow", "matplotlib")
 PAPER_SEEDS = 5
 EPOCHS = 50
@@ -39,7 +39,7 @@ Measured = dict[str, list[float]]
 
 def paper(options: argparse.Namespace, stores: Path) -> dict[str, Any]:
     """Every command on 120 runs with 10,000 predictions each."""
-    results, runs = _store(stores, PAPER_SEEDS, num_images=10_000)
+    results, runs = store_of(stores, PAPER_SEEDS, num_images=10_000)
     given = ["--grid", "paper", "--results", results]
     with tempfile.TemporaryDirectory() as folder:
         out, archive = ["--out", folder], f"{folder}/paper.tar"
@@ -51,39 +51,47 @@ def paper(options: argparse.Namespace, stores: Path) -> dict[str, Any]:
             "bundle": ["analysis.bundle", *given, "--out", archive],
             "verify": ["analysis.verify", archive],
         }
-        measured = {name: _measure(command, options.repeats) for name, command in commands.items()}
+        measured = {name: measure(command, options.repeats) for name, command in commands.items()}
     return {"runs": runs, "images": 10_000, "epochs": EPOCHS, **measured}
 
 
 def many(options: argparse.Namespace, stores: Path) -> dict[str, Any]:
     """T1 of about 1,000 and 10,000 runs of 50 epochs, from their own files and from a compaction."""
-    measured: dict[str, Any] = {"epochs": EPOCHS}
-    for seeds in MANY_SEEDS:
-        results, runs = _store(stores, seeds, num_images=200)
-        for file in sorted(Path(results, "compacted").rglob("*"), reverse=True):
-            file.rmdir() if file.is_dir() else file.unlink()
-        with tempfile.TemporaryDirectory() as folder:
-            t1 = ["analysis.tables", "--grid", "paper", "--results", results, "--out", folder, "--tables", "T1"]
-            measured[f"{runs}_runs"] = {
-                "runs": runs,
-                "t1_of_files": _measure(t1, 1),
-                "compact": _measure(["analysis.compact", "--results", results], 1),
-                "t1_compacted": _measure(t1, options.repeats),
-            }
-    return measured
+    found = [measure_tables(*store_of(stores, seeds, num_images=200), options.repeats) for seeds in MANY_SEEDS]
+    return {"epochs": EPOCHS, **{f"{one['runs']}_runs": one for one in found}}
 
 
-def _store(stores: Path, seeds: int, *, num_images: int) -> tuple[str, int]:
+def measure_tables(results: str, runs: int, repeats: int) -> dict[str, Any]:
+    """T1 of a store from its own files, its compaction, and T1 from that.
+
+    Args:
+        results: the store.
+        runs: how many it has.
+        repeats: of T1 from the compaction.
+    """
+    for file in sorted(Path(results, "compacted").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        t1 = ["analysis.tables", "--grid", "paper", "--results", results, "--out", folder, "--tables", "T1"]
+        return {
+            "runs": runs,
+            "t1_of_files": measure(t1, 1),
+            "compact": measure(["analysis.compact", "--results", results], 1),
+            "t1_compacted": measure(t1, repeats),
+        }
+
+
+def store_of(stores: Path, seeds: int, *, num_images: int) -> tuple[str, int]:
     """A store of so many seeds, made unless it is there; its path and how many runs it has."""
     folder = stores / f"{seeds}-seeds-{num_images}-images"
     if not (folder / "grids" / "paper").is_dir():  # by another process: a child's peak is never below its parent's
         size = ["--seeds", str(seeds), "--images", str(num_images), "--epochs", str(EPOCHS)]
-        _measure(["benchmarks.made_store", str(folder), *size], 1)
+        measure(["benchmarks.made_store", str(folder), *size], 1)
     return str(folder), sum(1 for _ in (folder / "commits").iterdir())
 
 
-def _measure(command: list[str], repeats: int) -> Measured:
-    """A command in so many processes, one after another.
+def measure(command: list[str], repeats: int) -> Measured:
+    """A command (module and arguments) in so many processes with one thread each, one after another.
 
     Raises:
         RuntimeError: it failed.
@@ -93,7 +101,7 @@ def _measure(command: list[str], repeats: int) -> Measured:
         with tempfile.TemporaryFile("w+") as said:
             began = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=ROOT, env=_environment(), stdout=said, stderr=said
+                [sys.executable, "-m", *command], cwd=ROOT, env=environment(1), stdout=said, stderr=said
             )
             _, status, used = os.wait4(process.pid, 0)
             wall_s = time.perf_counter() - began
@@ -105,11 +113,6 @@ def _measure(command: list[str], repeats: int) -> Measured:
         for name, value in one.items():
             found[name].append(round(value, 3))
     return found
-
-
-def _environment() -> dict[str, str]:
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(threads, "1"), "PYTHONPATH": str(ROOT)}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {"paper": paper, "many": many}

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from datasets.store import ArrayStore, Dataset, Manifest
+from benchmarks.made_images import random_images
 from trainable.checkpoint import RunFolder
 from trainable.costs import cpu_name
 from trainable.opening import open_run
-from trainable.spec import ExecSpec, RunSpec
+from trainable.spec import ExecSpec, ModelSpec, RunSpec
 from trainable.storage import Storage
 from tuner.cost import step_terms
 from tuner.grid import load_grid
@@ -48,9 +48,17 @@ CASES = (
 """Model, image size in pixels, batch."""
 
 
-def measure(name: str, size: int, batch: int, steps: int) -> float:
-    """Median seconds of a training step, loader included."""
-    spec, stores = _spec(name, size, batch), _random_images(size, 4 * batch)
+def measure(name: str, size: int, batch: int, steps: int, count: int | None = None) -> float:
+    """Median seconds of a training step, loader included.
+
+    Args:
+        name: the model's.
+        size: side of the images in pixels.
+        batch: images a step.
+        steps: to measure, after one to warm up.
+        count: images of the data set; None has four batches of them.
+    """
+    spec, stores = spec_of(name, size, batch), random_images(size, count or 4 * batch)
     settings = ExecSpec(
         device="cpu", data_path="", weights_path=None, cpu_threads=1, gpu_fraction=0.0, save_every_s=1e9
     )
@@ -63,44 +71,20 @@ def measure(name: str, size: int, batch: int, steps: int) -> float:
             for one in run.loop.train:
                 run.loop.train_step(one)
                 times.append(time.perf_counter() - began)
+                if len(times) > steps:
+                    break
                 began = time.perf_counter()
         run.close()
     return statistics.median(times[1:])
 
 
-def _spec(name: str, size: int, batch: int) -> RunSpec:
-    """The paper's first row with another model, size and batch."""
+def spec_of(name: str, size: int, batch: int) -> RunSpec:
+    """A run of random images: the paper's first row with another model, size and batch."""
     row = load_grid(Path(__file__).parent.parent / "experiments.yaml", "paper").runs[0].spec.model_dump(mode="json")
     row["model"]["name"] = name
     row["data"] |= {"dataset": "random", "image_size": size, "content_sha256": "0" * 64}
     row["budget"]["batch_size"] = batch
     return RunSpec.model_validate_json(json.dumps(row))
-
-
-def _random_images(size: int, count: int) -> Dataset:
-    rng = np.random.default_rng(0)
-    manifest = Manifest(
-        format=1,
-        dataset="random",
-        split="train",
-        num_images=count,
-        image_size=size,
-        classes=tuple(str(number) for number in range(100)),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        images_sha256="",
-        labels_sha256="",
-        content_sha256="0" * 64,
-        published=False,
-        source="random",
-        source_sha256=None,
-    )
-    store = ArrayStore(
-        images=rng.integers(0, 256, (count, size, size, 3), np.uint8),
-        labels=np.arange(count, dtype=np.int16) % 100,
-        manifest=manifest,
-    )
-    return Dataset(train=store, test=store)
 
 
 def main() -> None:
@@ -112,10 +96,10 @@ def main() -> None:
     measured: list[dict[str, Any]] = []
     for name, size, batch in CASES:
         seconds = measure(name, size, batch, options.steps)
-        terms = step_terms(name, 100, size, size, batch)
+        terms = step_terms(ModelSpec(name=name), 100, size, size, batch)
         measured.append({"model": name, "image_size": size, "batch": batch, "seconds_per_step": seconds, **terms})
         print(f"{name:24} {size:4} px  batch {batch:4}  {seconds:8.4f} s", flush=True)
-    names = list(step_terms("small_vit", 100, 8, 8, 1))
+    names = list(step_terms(ModelSpec(name="small_vit"), 100, 8, 8, 1))
     matrix = np.array([[row[term] / row["seconds_per_step"] for term in names] for row in measured])
     scale = matrix.max(axis=0)
     solution, _ = nnls(matrix / scale, np.ones(len(measured)))

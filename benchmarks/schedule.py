@@ -24,7 +24,8 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.measuring import ROOT, environment
+
 PLANNED_SEEDS = 417
 """24 rows of grid `paper` each: 10,008 runs."""
 ROW = "resnet-default"
@@ -33,12 +34,18 @@ WATCH_EVERY_S = 5.0
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:
     """Expanding, hashing, surveying and planning 10,008 rows, in fresh processes."""
-    measured = [json.loads(_python("-m", "benchmarks.schedule", "--inside", "plan")) for _ in range(options.repeats)]
+    return plan_rows(PLANNED_SEEDS, options.repeats)
+
+
+def plan_rows(seeds: int, repeats: int) -> dict[str, Any]:
+    """Expanding, hashing, surveying and planning the 24 rows of grid `paper` with so many seeds, in fresh processes."""
+    command = ["-m", "benchmarks.schedule", "--inside", "plan", "--planned-seeds", str(seeds)]
+    measured = [json.loads(_python(*command)) for _ in range(repeats)]
     keys = ("seconds", "peak_mb", "peak_mb_before")
     return {"runs": measured[0]["runs"], **{key: [one[key] for one in measured] for key in keys}}
 
 
-def _plan_here() -> None:
+def _plan_here(options: argparse.Namespace) -> None:
     """One planning in this process, after its libraries are loaded and one row's counts are known."""
     from trainable.storage import Storage
     from tuner.facts import LocalFacts
@@ -61,7 +68,7 @@ def _plan_here() -> None:
         once((0,))
         before = _peak_mb()
         began = time.perf_counter()
-        runs = once(tuple(range(PLANNED_SEEDS)))
+        runs = once(tuple(range(options.planned_seeds)))
         seconds = time.perf_counter() - began
     print(json.dumps({"runs": runs, "seconds": seconds, "peak_mb": _peak_mb(), "peak_mb_before": before}))
 
@@ -158,7 +165,7 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
 def _watched(arguments: list[str], commits: Path) -> dict[str, Any]:
     """Runs a grid's command to its end and watches the driver: by runs done, its memory and its open files."""
     with (commits.parents[1] / "shown.txt").open("w") as log:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=_environment(), stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment(1), stdout=log, stderr=log)
         driver = psutil.Process(process.pid)
         watched: dict[str, list[float]] = {"driver_runs_done": [], "driver_mb": [], "driver_open_files": []}
         while process.poll() is None:
@@ -218,18 +225,13 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _environment() -> dict[str, str]:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
-
-
 def _start(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=_environment())
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment(1))
 
 
 def _python(*arguments: str) -> str:
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
@@ -249,11 +251,17 @@ def main() -> None:
     cli.add_argument("--epochs", type=int, default=200, help="of the overhead part: how long a run is (default: 200)")
     cli.add_argument("--trivial", type=int, default=1000, help="runs of the rate part (default: 1000)")
     cli.add_argument("--bare", type=int, default=100, help="trials of bare Tune (default: 100)")
+    cli.add_argument("--planned-seeds", type=int, help=argparse.SUPPRESS)
     for inside in ("--inside", "--specs", "--data", "--results"):
         cli.add_argument(inside, help=argparse.SUPPRESS)
     options = cli.parse_args()
     if options.inside:
-        inner = {"plan": lambda o: _plan_here(), "loop": _loop_here, "fresh": _tune_here, "reused": _tune_here}
+        inner = {
+            "plan": lambda o: _plan_here(o.planned_seeds),
+            "loop": _loop_here,
+            "fresh": _tune_here,
+            "reused": _tune_here,
+        }
         inner[options.inside](options)
         return
     from trainable.costs import cpu_name

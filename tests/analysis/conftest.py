@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from published_store import commit_answers, from_correct, write_published_store
+from study_store import write_study_store
 
 from analysis.gates import Evidence, read_evidence
 from analysis.load import GridResults, load_results
@@ -63,3 +65,21 @@ def made_results(made_store: Storage) -> GridResults:
 @pytest.fixture(scope="session")
 def made_evidence(made_store: Storage, made_results: GridResults) -> dict[str, Evidence]:
     return read_evidence(made_store, made_results)
+
+
+@pytest.fixture(scope="session")
+def study_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Storage]:
+    """The stores of the other studies' grids, each written when it is first asked for. In `ablations` two rows never
+    ran, a published one and one that was not."""
+    found: dict[str, Storage] = {}
+
+    def store(name: str) -> Storage:
+        if name not in found:
+            found[name] = Storage(str(tmp_path_factory.mktemp(name)))
+            write_study_store(found[name], name, without=NEVER_RUN)
+        return found[name]
+
+    return store
+
+
+NEVER_RUN = ("resnet34", "vit-b-8x8")

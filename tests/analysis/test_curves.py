@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from synthetic import design, tables_of, write_manifest_of, write_run
@@ -110,25 +112,87 @@ def test_wall_time_counts_an_evaluation_of_several_splits_once(store: Storage) -
     assert [point.place for point in found[run.run_id, "train_200"]] == list(STEPS)
 
 
-def test_another_table_by_step_is_found_without_a_word_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of an older version have no such table, and are left out of its curves."""
-    fields = [pa.field(name, pa.string()) for name in ("run_id", "attempt_id")] + [pa.field("step", pa.int32())]
-    fields += [pa.field("loss_nats", pa.float64(), metadata={"unit": "nats"}), pa.field("grad_norm", pa.float64())]
+def test_steps_are_drawn_beside_evaluations(tmp_path: Path) -> None:
+    """Runs without that table, of an older version or not asked for it, are left out of its curves."""
     storage = Storage(str(tmp_path / "results"))
     (old,), (new,) = design(2, 1).values()
     write_run(storage, old, tables_of(old, images=20, classes=5))
-    monkeypatch.setitem(schemas.SCHEMAS, "steps", pa.schema(fields))
     rows: list[dict[str, Any]] = [
-        {"run_id": new.run_id, "attempt_id": "a1", "step": step, "loss_nats": 1 / step, "grad_norm": 2.0 * step}
+        {"run_id": new.run_id, "attempt_id": "a1", "step": step, "epoch": step / 10, "loss_nats": 1 / step,
+         "grad_norm": 2.0 * step}
         for step in range(1, 31)
-    ]
-    steps = pa.Table.from_pylist(rows, schema=schemas.SCHEMAS["steps"])
+    ]  # fmt: skip
+    steps = pa.Table.from_pylist(rows, schema=schemas.STEPS)
     write_run(storage, new, {**tables_of(new, images=20, classes=5), "steps": steps})
     write_manifest_of(storage, design(2, 1))
     assert call(storage, tmp_path, "--y", "grad_norm,steps.loss_nats") == 0
     found = numbers(tmp_path / "made" / "curves.csv")
     assert {(row["group"], row["split"]) for row in found} == {("red-resnet-scratch-mixup", "train")}
     assert [float(row["mean"]) for row in found if row["quantity"] == "grad_norm"][-1] == 60
+
+
+def test_another_table_by_step_is_found_without_a_word_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = [pa.field(name, pa.string()) for name in ("run_id", "attempt_id")] + [pa.field("step", pa.int32())]
+    fields += [pa.field("loss_nats", pa.float64(), metadata={"unit": "nats"}), pa.field("sharpness", pa.float64())]
+    monkeypatch.setitem(schemas.SCHEMAS, "probes", pa.schema(fields))
+    found = quantities()
+    assert found["sharpness"].table == "probes" and found["probes.loss_nats"].unit == "nats"
+
+
+@pytest.fixture(scope="module")
+def ablations(study_store: Callable[[str], Storage]) -> Storage:
+    """Every step of 5,000 recorded, in 21 rows."""
+    return study_store("ablations")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "num"), [("resnet", 11), ("(resnet18|clr|aug)", 10), ("label|(resnet18|toy|vit)", 20)]
+)
+def test_thousands_of_steps_are_averaged_and_that_is_said(
+    pattern: str, num: int, ablations: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The three pictures of the third study, of the loss of every step and of the accuracy on every split."""
+    given = ["--y", "steps.loss_nats,top1", "--filter", pattern, "--grid", "ablations", "--format", "svg"]
+    assert call(ablations, tmp_path, *given) == 0
+    said = capsys.readouterr().out
+    told = "steps.loss_nats: a point is the mean of 20 successive values"
+    assert f"  {told}\n" in said and "top1: a point" not in said
+    facts = json.loads((tmp_path / "ablations" / "curves.json").read_text())
+    assert told in facts["caption"] and facts["averaged"] == {"steps.loss_nats": 20, "top1": 1}
+    found = numbers(tmp_path / "ablations" / "curves.csv")
+    assert len({row["group"] for row in found}) == num and {row["num_rows"] for row in found} == {"1"}
+    assert {(row["quantity"], row["split"]) for row in found} == {
+        ("steps.loss_nats", "train"),
+        *(("top1", split) for split in ("train", "train_200", "test")),
+    }
+    run = load_results(ablations, "ablations").rows[0].done[0]
+    commit = records.read_commits(ablations, [run.run_id])[run.run_id]
+    losses = records.read_table(ablations, "steps", [commit], ["loss_nats"])["loss_nats"].to_numpy()
+    line = [row for row in found if (row["group"], row["quantity"]) == ("resnet18", "steps.loss_nats")]
+    assert [float(row["mean"]) for row in line] == pytest.approx(losses.reshape(250, 20).mean(axis=1))
+    assert [float(row["step"]) for row in line[:2]] == [10.5, 30.5] and {row["averaged"] for row in line} == {"20"}
+
+
+def test_how_many_are_averaged_can_be_asked(
+    ablations: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--y", "steps.loss_nats", "--filter", "toy", "--grid", "ablations", "--format", "svg"]
+    for average, points in (("1", 5000), ("390", 13)):
+        assert call(ablations, tmp_path, *given, "--average", average) == 0
+        found = numbers(tmp_path / "ablations" / "curves.csv")
+        assert len(found) == points and {row["averaged"] for row in found} == {average}
+    assert float(found[-1]["step"]) == np.mean(np.arange(4681, 5001)), "what is left over is the last point"
+    assert "mean of 390 successive values" in capsys.readouterr().out
+    assert call(ablations, tmp_path, *given, "--average", "0") == 2
+    assert "--average 0: give 1 (every value) or more" in capsys.readouterr().err
+
+
+def test_merged_rows_of_steps_are_said(ablations: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--y", "steps.top1", "--filter", "resnet18", "--grid", "ablations", "--group", "model", "--format", "svg"]
+    assert call(ablations, tmp_path, *given) == 0
+    assert "  resnet18: 10 rows, 10 runs (resnet18, resnet18-wonorm," in capsys.readouterr().out
+    found = numbers(tmp_path / "ablations" / "curves.csv")
+    assert {(row["num_rows"], row["low"], row["averaged"]) for row in found} == {("10", "", "20")}
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from datasets.store import open_dataset
 from trainable.attempt import Attempt
 from trainable.checkpoint import RunFolder, model_state, save_checkpoint
 from trainable.models import build_model
-from trainable.spec import RunSpec
+from trainable.spec import ModelSpec, RunSpec
 from trainable.storage import Storage
 
 ROWS = {
@@ -197,7 +197,8 @@ def test_a_wrong_checkpoint_is_never_explained(
     storage, wrong = Storage(str(copied)), specs["resnet"][0].run_id
     folder = RunFolder(storage, wrong)
     last = folder.load("last")
-    other = {f"model.{name}": value for name, value in build_model("small_resnet", 4, 8).state_dict().items()}
+    state = build_model(ModelSpec(name="small_resnet"), 4, 8).state_dict()
+    other = {f"model.{name}": value for name, value in state.items()}
     meta = {key: value for key, value in last.meta.items() if key != "format"}
     save_checkpoint(storage, folder.path("checkpoint/last/state.safetensors"), other, meta)
     assert explain(copied, data_path, tmp_path, "--rows", "resnet,vit", "--images", "40") == 1

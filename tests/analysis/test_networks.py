@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerGradCam
+from study_models import ENERGIES, OC, SMALL, VIT, VITN, vit
 from torch import nn
 
 from analysis.attribution import rollout
@@ -13,6 +14,8 @@ from analysis.depths import DEPTHS, GRAD_CAM, GRADIENT, HEAD, ROLLOUT
 from analysis.explain import _scores
 from analysis.networks import Anatomy, NoSuchPart, Taps, attention, dissect, layer_of, maps
 from trainable.models import build_model
+from trainable.models.vit_native import NativeVit
+from trainable.spec import ModelSpec
 
 SIDE = 16
 
@@ -45,7 +48,7 @@ def patches() -> nn.Module:
 def test_every_model_is_taken_apart_at_its_quarters(
     name: str, side: int, depths: tuple[str, ...], grid: tuple[int, int] | None
 ) -> None:
-    anatomy = dissect(build_model(name, 5, side), side)
+    anatomy = dissect(build_model(ModelSpec(name=name), 5, side), side)
     assert tuple(anatomy.depths) == DEPTHS[:-1] and tuple(anatomy.depths.values()) == depths
     assert anatomy.head == ("head" if "vit" in name else "fc")
     if grid is not None:
@@ -77,7 +80,7 @@ def test_other_libraries_networks_are_taken_apart() -> None:
 
 @pytest.mark.parametrize(("name", "last"), [("small_resnet", "layer4"), ("small_vit", "blocks.3")])
 def test_features_are_those_of_the_pass_and_the_heads_own_input(name: str, last: str) -> None:
-    model = build_model(name, 5, 8)
+    model = build_model(ModelSpec(name=name), 5, 8)
     anatomy = dissect(model, 8)
     seen: list[torch.Tensor] = []
     hook = model.get_submodule(last).register_forward_hook(lambda _, __, output: seen.append(output))
@@ -205,7 +208,7 @@ def test_maps_find_what_was_planted_and_those_of_random_weights_do_not(method: s
 
 
 def test_grad_cam_is_captums() -> None:
-    model = build_model("small_resnet", 5, 8).eval()
+    model = build_model(ModelSpec(name="small_resnet"), 5, 8).eval()
     anatomy = dissect(model, 8)
     target = torch.tensor([0, 1, 2])
     found = maps(model, anatomy, GRAD_CAM, images(), target)
@@ -214,8 +217,58 @@ def test_grad_cam_is_captums() -> None:
     assert np.array_equal(found, expected) and found.shape == (3, 4, 4)
 
 
+NATIVE = {
+    "vit": VIT,
+    "vit-aux": {**VIT, "aux_depths": (1,)},
+    "004": OC,
+    **{f"vitn {name}": {**VITN, **changes} for name, changes in ENERGIES.items()},
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_studies_own_transformers_are_taken_apart(name: str) -> None:
+    """Their attention is read like timm's; Grad-CAM sees the patches that the last block's attention takes in, which
+    after the norms of a post-norm block no longer reach the class token."""
+    torch.manual_seed(0)
+    model = NativeVit(vit({**NATIVE[name], **SMALL, "depth": 4}), 5, SIDE).eval()
+    anatomy = dissect(model, SIDE)
+    assert tuple(anatomy.depths.values()) == ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
+    assert (anatomy.head, anatomy.prefix) == ("head.1" if name == "004" else "head.2", 1)
+    layers = attention(model, images(2, SIDE))
+    assert [layer.shape for layer in layers] == [(2, 17, 17)] * 4
+    for layer in layers:
+        np.testing.assert_allclose(layer.sum(axis=-1), 1, atol=1e-6)
+
+    post, target = NATIVE[name]["norm"] == "post", torch.tensor([0, 3])
+    seen: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen.append(inputs[0] if post else output)
+        seen[0].retain_grad()
+
+    hook = model.get_submodule("blocks.3" if post else "blocks.3.norm1").register_forward_hook(keep)
+    model(images(2, SIDE))[torch.arange(2), target].sum().backward()
+    hook.remove()
+    taken, grad = seen[0], seen[0].grad
+    assert grad is not None
+    expected = (taken * grad[:, 1:].mean(dim=1, keepdim=True)).sum(dim=2)[:, 1:].relu().reshape(2, 4, 4)
+    found = maps(model, anatomy, GRAD_CAM, images(2, SIDE), target)
+    assert grad[:, 1:].any() and found.any()
+    np.testing.assert_allclose(found, expected.detach().double().numpy(), rtol=1e-3, atol=1e-7)
+    assert [type(block).__name__ for block in model.blocks] == ["Block"] * 4  # as they were
+
+
+def test_what_a_study_puts_around_a_resnet_is_no_stage_of_it() -> None:
+    spec = ModelSpec(name="torchvision/resnet18", input_norm="scalar", mixstyle_depth=3)
+    model = build_model(spec, 5, 64)
+    model(images(4, 64))
+    anatomy = dissect(model, 64)
+    assert tuple(anatomy.depths.values()) == ("layer1", "layer2", "layer3", "layer4")
+    assert anatomy == dissect(build_model(ModelSpec(name="torchvision/resnet18"), 5, 64), 64)
+
+
 def test_gradient_maps_are_the_largest_over_colours() -> None:
-    model = build_model("small_vit", 5, 8).eval()
+    model = build_model(ModelSpec(name="small_vit"), 5, 8).eval()
     pictures = images().requires_grad_()
     (grad,) = torch.autograd.grad(model(pictures)[:, 2].sum(), pictures)
     found = maps(model, dissect(model, 8), GRADIENT, images(), torch.tensor([2, 2, 2]))

@@ -74,7 +74,7 @@ def warm_up(spec: RunSpec, data: Path) -> None:
     rows = Rows(index=np.arange(8, dtype=np.int32), labels=store.labels[:8].astype(np.int64))
     for train in (True, False):
         list(Loader(store, rows, spec.augment, batch_size=8, seed=0, train=train, ahead=0))
-    build_optimizer(spec.optim, models.build_model(spec.model.name, 3, spec.data.image_size))
+    build_optimizer(spec.optim, models.build_model(spec.model, 3, spec.data.image_size))
 
 
 def prepare(spec: RunSpec, data: Path) -> None:

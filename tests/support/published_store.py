@@ -118,6 +118,8 @@ def commit_answers(
     curve: Mapping[str, Sequence[float]] | None = None,
     code: str = "a" * 64,
     attempt_id: str = "a1",
+    trial: Mapping[str, Any] | None = None,
+    others: Mapping[str, pa.Table] | None = None,
 ) -> None:
     """One finished run: attempt, tables, commit.
 
@@ -128,6 +130,8 @@ def commit_answers(
         curve: train_loss, train_top1, test_loss and test_top1 by epoch; None is a curve that rises to `final`.
         code: SHA-256 of the source that trained it.
         attempt_id: the attempt that finished it.
+        trial: columns of its row of `trials` that are to be otherwise.
+        others: tables that stand instead of the ones made here, or beside them.
     """
     final = float((evaluations["final"].preds == evaluations["final"].labels).mean())
     if curve is None:
@@ -140,11 +144,14 @@ def commit_answers(
         }
     key = {"run_id": spec.run_id, "attempt_id": attempt_id}
     tables = {
-        "trials": _one("trials", {**key, **_trial(spec, evaluations, curve)}),
-        "epochs": pa.Table.from_pylist(_epochs(key, spec, curve), schema=schemas.EPOCHS),
+        "trials": _one("trials", {**key, **_trial(spec, evaluations, curve), **(trial or {})}),
+        "epochs": pa.Table.from_pylist(
+            _epochs(key, spec, curve, len(evaluations["final"].labels)), schema=schemas.EPOCHS
+        ),
         "predictions": pa.concat_tables([_predictions(key, spec, name, found) for name, found in evaluations.items()]),
         "logits": pa.concat_tables([_logits(key, spec, name, found) for name, found in evaluations.items()]),
         "provenance": _one("provenance", {**key, **_provenance(spec, code)}),
+        **(others or {}),
     }
     records.start_attempt(storage, spec.run_id, attempt_id, {"number": 1, "host": "synthetic", "pid": 1})
     records.commit_run(storage, run_id=spec.run_id, attempt_id=attempt_id, dataset=spec.data.dataset, tables=tables)
@@ -190,7 +197,9 @@ def _trial(spec: RunSpec, evaluations: Mapping[str, Answers], curve: Mapping[str
     return trial
 
 
-def _epochs(key: dict[str, str], spec: RunSpec, curve: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+def _epochs(
+    key: dict[str, str], spec: RunSpec, curve: Mapping[str, Sequence[float]], num_test: int
+) -> list[dict[str, Any]]:
     mixed = spec.augment.mix != "none"
     rows = []
     for index, (loss, top1, test_loss, test_top1) in enumerate(
@@ -203,7 +212,7 @@ def _epochs(key: dict[str, str], spec: RunSpec, curve: Mapping[str, Sequence[flo
         train = {"top1": None if mixed else top1, "top1_mixed": top1 if mixed else None, "loss_nats": loss}
         train |= {"mix_lam_mean": 0.5 if mixed else None, "lr": 1e-3, "num_images": num_train, "train_s": 30.0}
         rows.append({**common, "split": "train", **train, "data_wait_s": 0.1, "images_per_s": num_train / 30})
-        test = {"loss_nats": test_loss, "top1": test_top1, "top5": min(1.0, test_top1 + 0.2), "num_images": NUM_TEST}
+        test = {"loss_nats": test_loss, "top1": test_top1, "top5": min(1.0, test_top1 + 0.2), "num_images": num_test}
         rows.append({**common, "split": "test", **test, "evaluate_s": 2.0})
     return rows
 

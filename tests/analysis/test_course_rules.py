@@ -1,0 +1,188 @@
+"""What a run recorded along its training is what its spec asked for: every damage is found, with column and row."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from study_store import load_study, write_study_store
+
+from analysis.audit import audit_grid
+from analysis.course_rules import scalar_faults, scalars_in, split_faults, step_faults
+from analysis.rules import epoch_faults
+from trainable import records
+from trainable.storage import Storage
+
+LABEL = "vitn-12x256-8x8-lt"
+Change = Callable[[pa.Table], pa.Table]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """One row of `ablations`: 5,000 steps, each recorded."""
+    storage = Storage(str(tmp_path_factory.mktemp("clean")))
+    write_study_store(
+        storage, "ablations", without=[one.label for one in load_study("ablations").runs if one.label != LABEL]
+    )
+    return storage
+
+
+@pytest.fixture
+def store(clean: Storage, tmp_path: Path) -> Storage:
+    assert clean.local_root is not None
+    shutil.copytree(clean.local_root, tmp_path / "store")
+    return Storage(str(tmp_path / "store"))
+
+
+def commit_again(store: Storage, change: Callable[[dict[str, pa.Table]], None]) -> None:
+    """The run with its tables changed: hashes and sizes are as they should be."""
+    (commit,) = records.read_commits(store).values()
+    tables = {file.table: records.read_table(store, file.table, [commit]) for file in commit.files}
+    change(tables)
+    for path in (*(file.path for file in commit.files), f"commits/{commit.run_id}--{commit.attempt_id}.json"):
+        store.delete(path)
+    key = {"run_id": commit.run_id, "attempt_id": commit.attempt_id, "dataset": commit.dataset}
+    records.commit_run(store, tables=tables, **key)
+
+
+def cell(table: str, column: str, row: int, value: Any) -> Callable[[dict[str, pa.Table]], None]:
+    def change(tables: dict[str, pa.Table]) -> None:
+        own = tables[table]
+        values = own[column].to_pylist()
+        values[row] = value(values[row]) if callable(value) else value
+        field = own.schema.field(column)
+        tables[table] = own.set_column(own.schema.get_field_index(column), field, pa.array(values, field.type))
+
+    return change
+
+
+def without_last_step(tables: dict[str, pa.Table]) -> None:
+    tables["steps"] = tables["steps"].slice(0, 4999)
+
+
+def without_split(tables: dict[str, pa.Table]) -> None:
+    kept = [split != "train_200" for split in tables["epochs"]["split"].to_pylist()]
+    tables["epochs"] = tables["epochs"].filter(pa.array(kept))
+
+
+DAMAGES: dict[str, tuple[Callable[[dict[str, pa.Table]], Any], str, str]] = {
+    "no table": (lambda tables: tables.pop("steps"), "steps", "column step: the table is missing, and the spec asks"),
+    "a step too few": (without_last_step, "steps", "column step: 4,999 rows, the run has 5,000 steps"),
+    "a step twice": (cell("steps", "step", 40, 40), "steps", "column step, row 40: 40 is not one above the row before"),
+    "a step of no number": (cell("steps", "loss_nats", 7, None), "steps", "column loss_nats, row 7: nan is no finite"),
+    "an infinite norm": (cell("steps", "grad_norm", 9, float("inf")), "steps", "column grad_norm, row 9: inf is no"),
+    "percent": (cell("steps", "top1", 3, 45.0), "steps", "column top1, row 3: 45.0 is no fraction"),
+    "time turned back": (cell("steps", "epoch", 12, 0.001), "steps", "column epoch, row 12: 0.001 is not above"),
+    "another rate": (cell("steps", "lr", 99, 1.0), "steps", "column lr, row 99: 1.0, epochs says"),
+    "another training": (
+        cell("epochs", "loss_nats", 3, 0.001),
+        "steps",
+        "in steps 101 to 200, epochs says 0.001",
+    ),
+    "a split too few": (
+        without_split,
+        "splits",
+        "column split: has test, train, its spec asks for test, train, train_200",
+    ),
+    "other images": (cell("epochs", "num_images", 1, 399), "splits", "column num_images, row 1: 399 of split test"),
+    "no number": (
+        cell("trials", "final_scalars_json", 0, '{"temperature.0": NaN}'),
+        "scalars",
+        "column final_scalars_json: temperature.0: nan is no finite number",
+    ),
+    "no object": (cell("trials", "final_scalars_json", 0, "[1"), "scalars", "final_scalars_json: is no JSON object"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_is_found_by_its_rule(damage: str, store: Storage) -> None:
+    change, rule, message = DAMAGES[damage]
+    assert not audit_grid(store, "ablations").faults
+    commit_again(store, change)
+    faults = audit_grid(store, "ablations").faults
+    assert [fault.rule for fault in faults] == [rule], [str(fault) for fault in faults]
+    assert message in str(faults[0]) and LABEL in str(faults[0])
+
+
+def test_a_damaged_file_of_steps_is_a_fault_like_any_other(store: Storage) -> None:
+    (commit,) = records.read_commits(store).values()
+    path = commit.file("steps").path
+    content = store.read(path)
+    store.put(path, content[:-9] + b"x" + content[-8:])
+    (fault,) = audit_grid(store, "ablations").faults
+    assert fault.rule == "files" and path in str(fault) and "its content is not what was committed" in str(fault)
+
+
+def test_attempts_must_agree_in_every_step(store: Storage) -> None:
+    """Two attempts at one run of which one is of an older version agree in what both know."""
+    (commit,) = records.read_commits(store).values()
+    tables = {file.table: records.read_table(store, file.table, [commit]) for file in commit.files}
+
+    def attempt(name: str) -> None:
+        named = {
+            key: table.set_column(
+                table.schema.get_field_index("attempt_id"),
+                table.schema.field("attempt_id"),
+                pa.array([name] * len(table)),
+            )
+            for key, table in tables.items()
+        }
+        records.commit_run(store, run_id=commit.run_id, attempt_id=name, dataset=commit.dataset, tables=named)
+
+    attempt("a2")
+    audit = audit_grid(store, "ablations")
+    assert not audit.faults and audit.asked["attempts"] == 1
+    cell("steps", "grad_norm", 17, 9.0)(tables)
+    attempt("a3")
+    audit = audit_grid(store, "ablations")
+    assert {fault.rule for fault in audit.faults} == {"attempts"}
+    assert "differ in steps grad_norm" in str(audit.faults[0])
+
+
+SPEC = {"evaluate": {"record_steps": True, "train_first": 5}}
+TRIAL = {"steps": 2, "num_test": 10, "num_val": 0, "final_scalars_json": None}
+
+
+def rows(*splits: str, steps: tuple[int, ...] = (2,)) -> list[dict[str, Any]]:
+    images = {"test": 10, "train_5": 5}
+    one = {"top1": 0.5, "top5": 0.5, "top1_mixed": None, "mix_lam_mean": None, "loss_nats": 1.0, "lr": 0.1}
+    return [
+        {"split": split, "eval_index": index, "step": step, "num_images": images.get(split, 100), **one}
+        for index, step in enumerate(steps)
+        for split in splits
+    ]
+
+
+def test_a_table_that_nobody_asked_for_is_a_fault() -> None:
+    steps = {"step": np.array([1, 2])}
+    assert "asks for no such table" in step_faults(steps, rows("train"), {"evaluate": {}}, TRIAL)[0].what
+    assert not step_faults(None, rows("train"), {"evaluate": {}}, TRIAL)
+    assert not step_faults(None, rows("train"), {"evaluate": 7}, TRIAL), "a spec that is none has its own rule"
+
+
+def test_only_a_run_that_was_not_trained_has_no_training_rows() -> None:
+    assert not split_faults(rows("test", "train", "train_5"), SPEC, TRIAL)
+    assert split_faults(rows("test", "train_5"), SPEC, TRIAL)[0].what.endswith("asks for test, train, train_5")
+    assert not split_faults(rows("test", "train_5", steps=(0,)), SPEC, {**TRIAL, "steps": 0})
+    assert split_faults(rows("test", "train", "train_5"), SPEC, {**TRIAL, "num_val": 3})
+
+
+def test_step_0_is_of_a_run_that_goes_no_further() -> None:
+    assert not epoch_faults(rows("test", "train_5", steps=(0,)))
+    for steps in ((0, 0), (0, 2), (-1,)):
+        (fault,) = epoch_faults(rows("test", steps=steps))
+        assert fault.rule == "epochs" and fault.column == "step", steps
+
+
+def test_numbers_of_the_model_itself() -> None:
+    assert not scalar_faults(TRIAL), "an older version recorded none"
+    assert scalars_in(json.dumps({"temperature.0": 1})) == {"temperature.0": 1.0}
+    for bad in ("[]", "{", '{"a": "1"}', '{"a": true}', '{"a": Infinity}', '{"a": null}'):
+        with pytest.raises(ValueError, match=r"is no (JSON object|finite number)"):
+            scalars_in(bad)
