@@ -258,7 +258,7 @@ def draw(
     caption = _caption(groups, widths, x, title)
     add_caption(figure, caption)
     alt = f"{' and '.join(courses)} by {x} of {len(handles)} groups of {title} on {', '.join(splits)}."
-    run_ids = tuple(run.run_id for group in groups for run in group.runs)
+    run_ids = tuple(run.run_id for group in groups if group.name in drawn for run in group.runs)
     tables = tuple(dict.fromkeys(known[y].table for y in courses))
     return Page(name=name, figure=figure, caption=caption, alt=alt, numbers=numbers, run_ids=run_ids, tables=tables)
 
@@ -390,7 +390,7 @@ def _main(options: argparse.Namespace) -> int:
         page = marked_page(draw(groups, courses, splits, **look), results.rows)
         faults = lint(page.figure)
         settle(page.figure)
-        files = [commits[run_id].file(table) for run_id in page.run_ids for table in page.tables]
+        files = [file for run_id in page.run_ids for file in commits[run_id].files if file.table in page.tables]
         facts = {
             "grid": results.name,
             "variant": results.variant,
@@ -404,7 +404,9 @@ def _main(options: argparse.Namespace) -> int:
         }
         paths = write_files(page, folder, formats, facts)
     widths = {str(row["quantity"]): int(row["averaged"] or 1) for row in page.numbers}
-    for line in [*told(groups, results), *averages(widths)]:
+    silent = [group.name for group in groups if group.name not in {row["group"] for row in page.numbers}]
+    empty = [f"nothing of it recorded: {', '.join(silent)}"] if silent else []
+    for line in [*told([one for one in groups if one.name not in silent], results), *empty, *averages(widths)]:
         print(plain(f"  {line}"))
     print(plain(f"{' and '.join(wanted)} by {options.x}: {'  '.join(map(str, paths[: len(formats)]))}"))
     for fault in faults:

@@ -36,8 +36,8 @@ def cells_of(results: GridResults) -> list[Cell]:
     rows = [row for row in results.rows if not row.is_parent]
     found: dict[tuple[tuple[str, ...], str, str], Cell] = {}
     for row in rows:
-        if ARCHITECTURE not in row.axes or AUGMENTATION not in row.axes:
-            raise AnalysisError(f"row {row.label} has no axes {ARCHITECTURE} and {AUGMENTATION}")
+        if missing := [axis for axis in (ARCHITECTURE, AUGMENTATION) if axis not in row.axes]:
+            raise AnalysisError(f"row {row.label} has no axis {' and no axis '.join(missing)}")
         block = tuple(
             _shown(axis, value) for axis, value in row.axes.items() if axis not in (ARCHITECTURE, AUGMENTATION)
         )

@@ -172,7 +172,7 @@ def add_caption(figure: Figure, text: str) -> None:
     grows by them."""
     width, height = figure.get_size_inches()
     lines = wrapped(text, (width - 0.16) * 72, SMALL)
-    former = 0
+    former = len(figure.get_supxlabel().splitlines())
     figure.set_size_inches(width, height + (len(lines) - former) * CAPTION_LINE / 72)
     look: dict[str, Any] = {"fontsize": SMALL, "color": "#333333", "linespacing": 1.2}
     figure.supxlabel("\n".join(lines), x=0.08 / width, ha="left", **look).set_gid(CAPTION)

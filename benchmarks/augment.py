@@ -73,7 +73,7 @@ def verdict(rates: Rates, lines: dict[str, int]) -> str:
     best = max((name for name in rates if name != "C"), key=lambda name: _mean(rates[name]))
     others = [name for name in rates if name != best]
     beside = " and ".join(f"{_beside(rates[best], rates[name])} as many images as with {name}" for name in others)
-    sizes = ", ".join(f"{name} has {lines[name]} lines of code" for name in (best, *others))
+    sizes = f"lines of code: {', '.join(f'{name} {lines[name]}' for name in (best, *others))}"
     why = f"a core makes {beside}; {sizes}" if others else f"nothing else was measured; {sizes}"
     found = best
     if "C" in rates:

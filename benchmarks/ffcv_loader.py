@@ -1,4 +1,4 @@
-"""FFCV over the same images, for `benchmarks.loaders`, where it is installed (it needs OpenCV and turbojpeg to build).
+"""FFCV over the same images, for `benchmarks.loader`, where it is installed (it needs OpenCV and turbojpeg to build).
 
 Images are stored raw, so nothing is decoded. FFCV 1.0 has MixUp of images but no CutMix: that arm gets batched torch
 operations, as the loaders that have no mixing of their own.

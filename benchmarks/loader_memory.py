@@ -1,4 +1,4 @@
-"""What several of our loaders hold for themselves while they read one memory map, for `benchmarks.loaders --trials`.
+"""What several of our loaders hold for themselves while they read one memory map, for `benchmarks.loader --trials`.
 
 Each is a process of its own, as trials are. All are alive, and have read an epoch, when /proc/PID/smaps_rollup is read:
 private memory is what would be freed with the process. What the kernel charges each for the map itself (its

@@ -1,4 +1,4 @@
-"""Loaders by others over the same images in memory, each as its library means it to be used, for `benchmarks.loaders`.
+"""Loaders by others over the same images in memory, each as its library means it to be used, for `benchmarks.loader`.
 
 A peer is a function of `Work` that returns a function, of which every call is one shuffled epoch: an iterator of
 normalised batches in the model's layout, [B, 3, S, S] float32. Its worker processes stay from epoch to epoch, and a

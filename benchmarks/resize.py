@@ -11,16 +11,11 @@ of its own). All on one thread; what else the machine did is in `load`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +26,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision.transforms.v2 import functional
 
+from benchmarks.measuring import RESULTS, Watch, head, show, spread, write
 from datasets.cpu import apply_plan
 from datasets.normalize import Normalization
 from datasets.plan import plain_plan
 from datasets.resize import Resizer, Rule
-from trainable.costs import cpu_name
-from trainable.provenance import git_state
 
 LIBRARIES = ("numpy", "numba", "pillow", "torch", "torchvision")
 CASES: tuple[tuple[Rule, int, int], ...] = (
@@ -49,6 +43,7 @@ CASES: tuple[tuple[Rule, int, int], ...] = (
 """Rule, side before, side after."""
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SIDE, IMAGE_SIZE, BATCH, JPEG_QUALITY = 64, 224, 100, 95
+COLUMNS = ("ours_us", "pillow_us", "torchvision_us")
 Times = dict[str, list[float]]
 """Seconds by name."""
 
@@ -67,7 +62,8 @@ def kernels(rounds: int) -> dict[str, Any]:
             tasks["pillow"] = partial(by_pillow, images, image_size, PILLOW[rule])
             tasks["torchvision"] = partial(by_torchvision, images, image_size, rule)
         found[f"{rule}_{side}_to_{image_size}"] = {
-            f"{name}_us": [1e6 * seconds / BATCH for seconds in times] for name, times in in_turn(tasks, rounds).items()
+            f"{name}_us": spread(1e6 * seconds / BATCH for seconds in times)
+            for name, times in in_turn(tasks, rounds).items()
         }
     return found
 
@@ -88,7 +84,7 @@ def batches(rounds: int, num: int, folder: Path) -> dict[str, Any]:
     """Images a second into normalised float32 batches, by where images of 224 pixels come from."""
     small, large = folder / "small.npy", folder / "large.npy"
     resizer = Resizer("bicubic_opencv", SIDE, IMAGE_SIZE)
-    written_s = write(small, large, resizer, num)
+    written_s = write_sets(small, large, resizer, num)
     rng, rule = np.random.default_rng(1), Normalization(scale=np.full(3, 1 / 255), bias=np.zeros(3))
     slot = np.empty((BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
     buffer = np.empty((BATCH, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -117,11 +113,11 @@ def batches(rounds: int, num: int, folder: Path) -> dict[str, Any]:
         "small_bytes": small.stat().st_size,
         "large_bytes": large.stat().st_size,
         "written_s": written_s,
-        "images_per_s": {name: [BATCH / seconds for seconds in values] for name, values in times.items()},
+        "images_per_s": {name: spread(BATCH / seconds for seconds in values) for name, values in times.items()},
     }
 
 
-def write(small: Path, large: Path, resizer: Resizer, num: int) -> float:
+def write_sets(small: Path, large: Path, resizer: Resizer, num: int) -> float:
     """Writes both arrays through to the disk; seconds that the large one took."""
     images = np.lib.format.open_memmap(small, "w+", np.uint8, (num, SIDE, SIDE, 3))
     images[:] = pictures(500, SIDE)[np.random.default_rng(0).integers(0, 500, num)]
@@ -168,33 +164,37 @@ def in_turn(tasks: dict[str, Callable[[], object]], rounds: int, before: Callabl
 
 def main() -> None:
     """Runs both parts, prints medians and writes all that was measured."""
-    cli = argparse.ArgumentParser(prog="python -m benchmarks.resize", description=__doc__.splitlines()[0])
+    cli = argparse.ArgumentParser(prog="python -m benchmarks.resize", description=str(__doc__).splitlines()[0])
     cli.add_argument("--images", type=int, default=20_000, help="of the stored sets (default: 20,000, which is 3 GB)")
     cli.add_argument("--rounds", type=int, default=25)
     cli.add_argument("--folder", type=Path, help="where the sets are written and removed (default: a temporary folder)")
-    cli.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
+    cli.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = cli.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {
-        "benchmark": "resize",
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": 1,
-        "load": os.getloadavg()[0],
-        "commit": git_state(),
-        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in LIBRARIES}},
-        "kernels": kernels(options.rounds),
-    }
+    result = head("resize", threads=1, libraries=LIBRARIES) | {"rounds": options.rounds}
+    watch = Watch()
+    result["kernels"] = kernels(options.rounds)
+    result["kernels_other_load"] = watch.stop().other_load
+    watch = Watch()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result["batches"] = batches(options.rounds, options.images, Path(folder))
-    result["load_at_the_end"] = os.getloadavg()[0]
-    for name, measured in [*result["kernels"].items(), ("batches", result["batches"]["images_per_s"])]:
-        print(name, {key: round(statistics.median(values), 1) for key, values in measured.items()}, flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"resize-{datetime.now(UTC):%Y-%m-%dT%H%M}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {path}")
+    result["batches_other_load"] = watch.stop().other_load
+    _print(result)
+    print(f"written: {write(result, options.out)}")
+
+
+def _print(result: dict[str, Any]) -> None:
+    rows = [
+        [name, *(f"{measured[key]['median']:.0f}" if key in measured else "" for key in COLUMNS)]
+        for name, measured in result["kernels"].items()
+    ]
+    show("microseconds an image, one thread", ["rule", *COLUMNS], rows)
+    rates = result["batches"]["images_per_s"]
+    show("images/s", ["", "median", "low", "high"], [[name, *_shown(one)] for name, one in rates.items()])
+
+
+def _shown(one: dict[str, Any]) -> list[str]:
+    return [f"{one[key]:,.0f}" for key in ("median", "low", "high")]
 
 
 if __name__ == "__main__":

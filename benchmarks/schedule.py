@@ -256,12 +256,7 @@ def main() -> None:
         cli.add_argument(inside, help=argparse.SUPPRESS)
     options = cli.parse_args()
     if options.inside:
-        inner = {
-            "plan": lambda o: _plan_here(o.planned_seeds),
-            "loop": _loop_here,
-            "fresh": _tune_here,
-            "reused": _tune_here,
-        }
+        inner = {"plan": _plan_here, "loop": _loop_here, "fresh": _tune_here, "reused": _tune_here}
         inner[options.inside](options)
         return
     from trainable.costs import cpu_name

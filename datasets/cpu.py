@@ -4,7 +4,7 @@ Agrees with `reference.py` to the bit: both normalise by the same lines and mix 
 
 An image is first cut out and taken apart into three 8-bit planes; all loops over pixels then run over contiguous memory
 and are vectorised. Each of a batch's images is read once: after an image comes the one it is mixed with, so that the
-partner of one is the next. Measured in `benchmarks/results/loader-*.json`.
+partner of one is the next. `benchmarks.augment` measures it.
 
 Kernels that call each other stay in one file: numba's cache on the disk sees no other file's changes.
 """

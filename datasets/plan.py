@@ -85,8 +85,8 @@ class BatchPlan:
     out_size: int
     """Side of the window in pixels."""
     jitter: NDArray[np.int32]
-    """Factors of brightness, contrast and saturation in 16.16 fixed point (`FIXED_ONE` changes nothing), and the hue's
-    turn in `HUE_SECTOR`s (0 changes nothing, 6 of them are the circle)."""
+    """Factors of brightness, contrast and saturation in 16.16 fixed point (`FIXED_ONE` changes nothing), and the turn
+    of the hue, of which `HUE_SECTOR` is a sixth of the circle (0 changes nothing)."""
     jitter_order: NDArray[np.int8]
     """The four operations (`BRIGHTNESS` ... `HUE`) in the order in which the image undergoes them."""
     turn: NDArray[np.int32]

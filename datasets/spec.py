@@ -86,8 +86,8 @@ class AugmentSpec(Spec):
     """Subtract mean and divide by standard deviation: the data's own train statistics, ImageNet's, those of `mean` and
     `std`, or only scale to [0, 1]."""
     train_normalize: Literal["dataset", "imagenet", "none"] | None = None
-    """Normalise training images so instead, and test images as `normalize` says: the first study's suspected fault; null
-    treats both alike."""
+    """Normalise training images so instead, and test images as `normalize` says: the first study's suspected fault;
+    null treats both alike."""
     mean: tuple[float, float, float] | None = None
     """Per channel, of pixels in [0, 1]; null exactly when normalize is not given."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None

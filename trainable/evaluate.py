@@ -44,9 +44,7 @@ class Pass:
         num_classes: outputs to keep; a model may have more than the data have classes.
     """
 
-    def __init__(
-        self, model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec, num_classes: int
-    ) -> None:
+    def __init__(self, model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec, num_classes: int) -> None:
         self._model, self._loader, self._device, self._num_classes = model, loader, device, num_classes
         self._precision = spec.optim.precision
         self._parts: list[torch.Tensor] = []

@@ -128,7 +128,8 @@ class TrainingLoop:
         self.average: AveragedModel | None = None
         """The moving average of the weights, where the spec asks for one."""
         if spec.optim.ema_decay is not None:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(spec.optim.ema_decay))
+            follow = get_ema_multi_avg_fn(spec.optim.ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(model, multi_avg_fn=follow)
         self.steps: torch.Tensor | None = None
         """What is recorded of every step, [total, 4] float64 on the device: the columns of STEP_COLUMNS."""
         if spec.evaluate.record_steps:
@@ -173,7 +174,7 @@ class TrainingLoop:
             module.eval()
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step` (0-based); a compressed budget passes over the schedule in longer strides."""
+        """The learning rate of step `step` (0-based); a compressed budget takes longer strides over the schedule."""
         stride = step * self._scheduled // max(1, self.total)
         return learning_rate(self.spec.optim, stride, self._scheduled, len(self.train))
 

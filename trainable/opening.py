@@ -198,7 +198,11 @@ def _check_batches(spec: RunSpec, model: nn.Module, num_train: int) -> None:
             f"budget.drop_last: {num_train} images are less than one batch of {spec.budget.batch_size}, which leaves "
             "nothing to train on; lower batch_size or set drop_last to false"
         )
-    if last == 1 and not spec.budget.drop_last and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if (
+        last == 1
+        and not spec.budget.drop_last
+        and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    ):
         raise SpecError(
             f"budget.batch_size: {num_train} images in batches of {spec.budget.batch_size} leave a last batch of one "
             f"image, on which {spec.model.name}'s BatchNorm cannot train; change batch_size or data.limit_train by one"

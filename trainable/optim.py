@@ -96,7 +96,9 @@ def frozen_modules(model: nn.Module, optim: OptimSpec) -> list[nn.Module]:
         parameter.requires_grad_(not is_frozen(name))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise FreezeError(f"optim.frozen: {', '.join(optim.frozen)} leaves nothing to train; leave {head} out")
-    return [module for name, module in model.named_modules() if name and not list(module.children()) and is_frozen(name)]
+    return [
+        module for name, module in model.named_modules() if name and not list(module.children()) and is_frozen(name)
+    ]
 
 
 def _below(name: str, prefix: str) -> bool:

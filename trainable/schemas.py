@@ -14,8 +14,8 @@ import pyarrow as pa
 from trainable.metrics import METRICS, TOP
 
 SCHEMA_VERSION = 3
-"""2 added trials.attempt_resumed_under_json; 3 trials.init_stand_in, trials.final_scalars_json and the table steps. What
-an older version did not write is read as null."""
+"""2 added trials.attempt_resumed_under_json; 3 trials.init_stand_in, trials.final_scalars_json and the table steps.
+What an older version did not write is read as null."""
 DICT = pa.dictionary(pa.int32(), pa.string())
 _VOLATILE_ENDS = ("_s", "_per_s", "_at", "_bytes")
 _VOLATILE_STARTS = ("attempt_", "host_", "code_")

@@ -262,7 +262,7 @@ def _seconds(
 
 
 def _passes(spec: RunSpec) -> int:
-    """Forward passes that a training step is worth. Where single layers are frozen, as if none were: the upper bound."""
+    """Forward passes that a training step is worth. Where single layers are frozen, as if none were: an upper bound."""
     return 1 if BACKBONE in spec.optim.frozen else 3
 
 

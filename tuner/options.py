@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     rows.add_argument("--only", metavar="AXIS=VALUE,...", help="e.g. dataset=cifar100,mix=cutmix; an axis may repeat")
     rows.add_argument("--seeds", metavar="N,N,...", help="seeds instead of the file's; each repeats the grid")
     rows.add_argument("--epochs", type=int, metavar="N", help="shorten every row (under run ids of its own)")
-    rows.add_argument("--steps", type=int, metavar="N", help="train N steps, the schedule squeezed into them (likewise)")
+    rows.add_argument(
+        "--steps", type=int, metavar="N", help="train N steps, the schedule squeezed into them (likewise)"
+    )
     rows.add_argument("--limit-train", type=int, metavar="N", help="train on a stratified subset of N images")
     rows.add_argument("--limit-eval", type=int, metavar="N", help="evaluate on a stratified subset of N images")
     deciding = cli.add_argument_group("how long; adds seeds where they decide most")

@@ -45,7 +45,9 @@ def profile(model: ModelSpec, num_classes: int, image_size: int, input_size: int
     import torch.
     """
     varied = model.model_dump_json(exclude={"name"}, exclude_defaults=True)
-    name = model.name.replace("/", "-") + ("" if varied == "{}" else f"-{hashlib.sha256(varied.encode()).hexdigest()[:12]}")
+    name = model.name.replace("/", "-") + (
+        "" if varied == "{}" else f"-{hashlib.sha256(varied.encode()).hexdigest()[:12]}"
+    )
     arguments = f"{name}-{num_classes}-{image_size}-{input_size}"
     path = _cache_folder() / f"{arguments}-{_code()}.json"
     with suppress(OSError, ValueError, TypeError):

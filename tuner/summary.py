@@ -138,7 +138,9 @@ def _full_width(table: Table, console: Console) -> int:
 def _plan_table(title: str, columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> Table:
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if name in ("run", "id", "starts from", "state") else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("run", "id", "starts from", "state") else "right", no_wrap=True
+        )
     for line in lines:
         table.add_row(*(line.get(name, "") for name in columns))
     return table

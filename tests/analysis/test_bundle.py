@@ -197,7 +197,8 @@ BROKEN: dict[str, tuple[Callable[[Files], Files], str]] = {
     ),
     "a newer store": (
         lambda files: index_with(files, store_schema_version=STORE_SCHEMA_VERSION + 1),
-        r"bundle.json was written with store schema version 3, this version reads up to 2; update this project",
+        f"bundle.json was written with store schema version {STORE_SCHEMA_VERSION + 1}, this version reads up to "
+        f"{STORE_SCHEMA_VERSION}; update this project",
     ),
     "another kind": (lambda files: index_with(files, kind="x"), r"bundle.json is not the list of a bundle \(kind\)"),
     "a list that is none": (

@@ -12,11 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from study_store import load_study, write_study_store
+from synthetic import write_manifest_of
+from toy import VIT, exec_spec, run_spec
 
+from analysis import curves
 from analysis.audit import audit_grid
 from analysis.course_rules import scalar_faults, scalars_in, split_faults, step_faults
+from analysis.load import load_results
 from analysis.rules import epoch_faults
+from analysis.tables import Source, build
+from datasets.store import Dataset
 from trainable import records
+from trainable.attempt import Attempt
 from trainable.storage import Storage
 
 LABEL = "vitn-12x256-8x8-lt"
@@ -186,3 +193,34 @@ def test_numbers_of_the_model_itself() -> None:
     for bad in ("[]", "{", '{"a": "1"}', '{"a": true}', '{"a": Infinity}', '{"a": null}'):
         with pytest.raises(ValueError, match=r"is no (JSON object|finite number)"):
             scalars_in(bad)
+
+
+def test_what_real_runs_record_breaks_no_rule(storage: Storage, data_path: Path, toy: Dataset, tmp_path: Path) -> None:
+    """Mixed images, an unequal last batch, surplus outputs, auxiliary heads; and a row that is only evaluated."""
+    vit = {**VIT, "depth": 3, "aux_depths": [1], "temperature": "log"}
+    fields: dict[str, Any] = {"data.content_sha256": toy.manifest.content_sha256}
+    fields |= {"model.name": "vit", "model.vit": vit, "model.num_outputs": 10, "optim.label_smoothing": 0.1}
+    watched = {"evaluate.record_steps": True, "evaluate.train_first": 7, "optim.clip_norm": 0.5}
+    by_steps = {"budget.epochs": None, "budget.steps": 11, "evaluate.every_epochs": None, "evaluate.every_steps": 3}
+    mixed = {"augment.mix": "mixup", "augment.mix_alpha": 0.4}
+    trained = run_spec({**fields, **watched, **by_steps, **mixed})
+    parent = {"init.kind": "parent", "init.source": trained.run_id, "init.checkpoint": "last", "budget.epochs": 0}
+    specs = {
+        "trained": trained,
+        "clean": run_spec({**fields, **watched, "evaluate.train_augmented": True, "data.val_fraction": 0.2}),
+        "evaluated": run_spec({**fields, **parent, "evaluate.train_first": 7}),
+    }
+    for spec in specs.values():
+        attempt = Attempt(spec, exec_spec(data_path), storage)
+        while not attempt.done:
+            attempt.advance()
+    write_manifest_of(storage, {label: [spec] for label, spec in specs.items()})
+    audit = audit_grid(storage, "made")
+    assert not audit.faults and audit.num_done == 3
+    assert (audit.asked["splits"], audit.asked["scalars"], audit.asked["steps"]) == (3, 3, 2)
+    source = Source(storage, load_results(storage, "made"))
+    looks, scalars = build(source, "T16"), build(source, "T17")
+    assert {str(row["run"]): row["split"] for row in looks.raw} == dict.fromkeys(specs, "train_7")
+    assert {str(row["run"]): row["num_parts"] for row in scalars.raw} == dict.fromkeys(specs, 3)
+    given = ["--results", storage.uri, "--out", str(tmp_path), "--format", "svg"]
+    assert curves.main([*given, "--y", "steps.loss_nats,loss_total_nats,grad_norm"]) == 0

@@ -112,7 +112,7 @@ def test_wall_time_counts_an_evaluation_of_several_splits_once(store: Storage) -
     assert [point.place for point in found[run.run_id, "train_200"]] == list(STEPS)
 
 
-def test_steps_are_drawn_beside_evaluations(tmp_path: Path) -> None:
+def test_steps_are_drawn_beside_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Runs without that table, of an older version or not asked for it, are left out of its curves."""
     storage = Storage(str(tmp_path / "results"))
     (old,), (new,) = design(2, 1).values()
@@ -126,6 +126,10 @@ def test_steps_are_drawn_beside_evaluations(tmp_path: Path) -> None:
     write_run(storage, new, {**tables_of(new, images=20, classes=5), "steps": steps})
     write_manifest_of(storage, design(2, 1))
     assert call(storage, tmp_path, "--y", "grad_norm,steps.loss_nats") == 0
+    said = capsys.readouterr().out
+    assert "  nothing of it recorded: red-resnet-scratch-none\n" in said and "scratch-none: 1 run" not in said
+    facts = json.loads((tmp_path / "made" / "curves.json").read_text())
+    assert facts["runs"] == [new.run_id] and [*facts["inputs_sha256"]] == [f"steps/{new.run_id}--a1.parquet"]
     found = numbers(tmp_path / "made" / "curves.csv")
     assert {(row["group"], row["split"]) for row in found} == {("red-resnet-scratch-mixup", "train")}
     assert [float(row["mean"]) for row in found if row["quantity"] == "grad_norm"][-1] == 60

@@ -280,7 +280,7 @@ def test_rows_that_share_a_cell_have_no_paper_table(source: Source) -> None:
     with pytest.raises(AnalysisError, match="rows red-resnet-scratch-none and twin stand in one cell"):
         paper_frame(twice)
     bare: GridResults = dataclasses.replace(results, rows=(dataclasses.replace(results.rows[0], axes={}),))
-    with pytest.raises(AnalysisError, match="row red-resnet-scratch-none has no axes model and mix"):
+    with pytest.raises(AnalysisError, match="row red-resnet-scratch-none has no axis model and no axis mix"):
         paper_frame(bare)
 
 

@@ -226,7 +226,8 @@ def test_a_number_that_does_not_follow_from_the_predictions_is_refused(copy: Sto
     at = trials.column_names.index("final_top1")
     tables["trials"] = trials.set_column(at, trials.schema.field(at), pa.array([0.999]))
     tables = {
-        name: table.set_column(1, table.schema.field(1), pa.array(["z"] * len(table))) for name, table in tables.items()
+        name: table.set_column(1, table.schema.field(1), pa.array(["z"] * len(table), pa.string()))
+        for name, table in tables.items()
     }
     records.commit_run(copy, run_id=run_id, attempt_id="z", dataset="digits", tables=tables)
     with pytest.raises(

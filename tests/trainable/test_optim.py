@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -57,7 +58,9 @@ def test_the_second_studys_steps_fall_at_the_end_of_epochs_7_and_14() -> None:
     rates = [learning_rate(optim, step, 15_000, 1000) for step in range(15_000)]
     assert set(rates[:7000]) == {1e-3}
     assert rates[7000:14_000] == pytest.approx([1e-4] * 7000) and rates[14_000:] == pytest.approx([1e-5] * 1000)
-    by_step = run_spec({"optim.schedule": "step", "optim.schedule_per": "step", "optim.step_size": 7, "optim.gamma": 0.5})
+    by_step = run_spec(
+        {"optim.schedule": "step", "optim.schedule_per": "step", "optim.step_size": 7, "optim.gamma": 0.5}
+    )
     assert [learning_rate(by_step.optim, step, 20, 1000) for step in (6, 7, 14)] == [1e-3, 5e-4, 2.5e-4]
     floor = run_spec({"optim.schedule": "step", "optim.step_size": 1, "optim.gamma": 0.1, "optim.min_lr": 5e-4}).optim
     assert learning_rate(floor, 5, 10, 1) == 5e-4
@@ -177,7 +180,7 @@ def test_rates_decay_from_layer_to_layer() -> None:
     assert len(by_name) == len(list(model.parameters())) == len(scale)
     assert by_name["head.weight"] == 1.0
     blocks = [by_name[f"blocks.{number}.attn.qkv.weight"] for number in range(4)]
-    assert blocks == sorted(blocks) and all(later == 2 * former for former, later in zip(blocks, blocks[1:], strict=False))
+    assert blocks == sorted(blocks) and all(later == 2 * former for former, later in itertools.pairwise(blocks))
     assert by_name["patch_embed.proj.weight"] == blocks[0] / 2
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
     with pytest.raises(FreezeError, match="layer_decay: needs a model of timm"):

@@ -177,7 +177,9 @@ def test_auxiliary_heads_add_their_losses_and_are_not_evaluated(
     storage: Storage, data_path: Path, toy: Dataset, spec_of: Any
 ) -> None:
     vit = {**VIT, "depth": 3, "aux_depths": [1, 2]}
-    run = opened(storage, data_path, toy, spec_of({"model.name": "vit", "model.vit": vit, "evaluate.record_steps": True}))
+    run = opened(
+        storage, data_path, toy, spec_of({"model.name": "vit", "model.vit": vit, "evaluate.record_steps": True})
+    )
     batch = next(iter(run.loop.train))
     outputs = run.loop.model.train()(batch.images)
     assert isinstance(outputs, tuple) and len(outputs) == 3
@@ -245,7 +247,7 @@ def test_the_first_training_images_are_a_split(storage: Storage, data_path: Path
         others = [row["loss_nats"] for row in run.position.rows if row["split"] == "test"]
         seen[str(augmented)] = others
     assert seen[True] != seen[False] and seen["True"] == seen["False"], "the training itself is the same"
-    with pytest.raises(DataError, match="evaluate.train_first: 100 is more than the 60 training images"):
+    with pytest.raises(DataError, match=r"evaluate\.train_first: 100 is more than the 60 training images"):
         opened(storage, data_path, toy, spec_of({"evaluate.train_first": 100}))
 
 
@@ -253,7 +255,7 @@ def test_the_short_last_batch_can_be_left_out(storage: Storage, data_path: Path,
     run = finished(opened(storage, data_path, toy, spec_of({"budget.drop_last": True})))
     assert run.loop.total == 9
     assert [row["num_images"] for row in run.position.rows if row["split"] == "train"] == [48] * 3
-    with pytest.raises(SpecError, match="budget.drop_last: 60 images are less than one batch of 64"):
+    with pytest.raises(SpecError, match=r"budget\.drop_last: 60 images are less than one batch of 64"):
         opened(storage, data_path, toy, spec_of({"budget.drop_last": True, "budget.batch_size": 64}))
 
 

@@ -127,7 +127,9 @@ def test_published_values_of_the_other_studies(root: Path, shared: Path) -> None
     }
     for row in published_rows(shared, "002"):
         if row["source"] == "README":
-            assert fields(grids["tiny_stages"][row["run_id"]])["top1"] == pytest.approx(float(row["value_percent"]) / 100)
+            assert fields(grids["tiny_stages"][row["run_id"]])["top1"] == pytest.approx(
+                float(row["value_percent"]) / 100
+            )
     seen = set()
     for row in published_rows(shared, "003"):
         ours = fields(grids["ablations"][row["run_id"].split("/")[0]])
@@ -139,7 +141,9 @@ def test_published_values_of_the_other_studies(root: Path, shared: Path) -> None
     assert {label for label, run in grids["ablations"].items() if not run.published} == set(grids["ablations"]) - seen
     for row in published_rows(shared, "004"):
         if row["source"] == "README" and row["metric"] == "top1_acc":
-            assert fields(grids["vit_transfer"][row["run_id"]])["top1"] == pytest.approx(float(row["value_percent"]) / 100)
+            assert fields(grids["vit_transfer"][row["run_id"]])["top1"] == pytest.approx(
+                float(row["value_percent"]) / 100
+            )
     assert len(grids["vit_transfer"]) == 8
 
 

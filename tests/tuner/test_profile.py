@@ -40,7 +40,9 @@ def test_saved_bytes_are_those_of_a_real_forward_pass() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         graph = model(torch.zeros(16, 3, 8, 8))
-    assert profile(ModelSpec(name="small_resnet"), 5, 8, 8).saved_bytes == pytest.approx(sum(kept.values()) / 16, rel=0.05)
+    assert profile(ModelSpec(name="small_resnet"), 5, 8, 8).saved_bytes == pytest.approx(
+        sum(kept.values()) / 16, rel=0.05
+    )
     del graph
 
 

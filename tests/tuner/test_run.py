@@ -124,7 +124,14 @@ def test_dry_run_as_json_lists_every_row(tmp_path: Path, data_path: Path, capsys
 
 def test_seeds_and_limits_make_other_runs(tmp_path: Path, data_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = []
-    for more in ([], ["--seeds", "223,224"], ["--epochs", "1"], ["--steps", "2"], ["--limit-train", "40"], ["--limit-eval", "40"]):
+    for more in (
+        [],
+        ["--seeds", "223,224"],
+        ["--epochs", "1"],
+        ["--steps", "2"],
+        ["--limit-train", "40"],
+        ["--limit-eval", "40"],
+    ):
         assert call(tmp_path, data_path, "--grid", "demo", "--dry-run", "--json", *more) == 0
         ids.append({run["run_id"] for run in json.loads(capsys.readouterr().out)["runs"]})
     full, seeds, *short = ids
@@ -147,7 +154,10 @@ def test_longest_first_parents_before_children(
     ("arguments", "message"),
     [
         ([], "--grid NAME is missing;"),
-        (["--grid", "demo", "--epochs", "2", "--steps", "2"], "--epochs and --steps both say how long; give one of them"),
+        (
+            ["--grid", "demo", "--epochs", "2", "--steps", "2"],
+            "--epochs and --steps both say how long; give one of them",
+        ),
         (["--grid", "demo", "--steps", "0"], "--steps 0: must be at least 1"),
         (["--grid", "papr"], "--grid papr: is not one of demo, paper, "),
         (["--grid", "demo", "--only", "mix"], "--only mix: give axis=value pairs with commas"),
