@@ -192,19 +192,21 @@ def _check(spec: RunSpec, stores: Dataset, rows: RunRows) -> None:
 
 def _check_batches(spec: RunSpec, model: nn.Module, num_train: int) -> None:
     """BatchNorm cannot train on a batch of one image whose last feature map is one pixel: say so before it does."""
-    last = num_train % spec.budget.batch_size or min(num_train, spec.budget.batch_size)
     if spec.budget.drop_last and num_train < spec.budget.batch_size:
         raise SpecError(
             f"budget.drop_last: {num_train} images are less than one batch of {spec.budget.batch_size}, which leaves "
             "nothing to train on; lower batch_size or set drop_last to false"
         )
-    if (
-        last == 1
-        and not spec.budget.drop_last
-        and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    last = spec.budget.batch_size
+    if not spec.budget.drop_last:
+        last = num_train % spec.budget.batch_size or min(num_train, spec.budget.batch_size)
+    part = -(-last // spec.model.bn_groups)  # as torch.chunk cuts
+    if last - part * ((last - 1) // part) == 1 and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()
     ):
+        what = "batch" if spec.model.bn_groups == 1 else f"part (model.bn_groups {spec.model.bn_groups}) of a batch"
         raise SpecError(
-            f"budget.batch_size: {num_train} images in batches of {spec.budget.batch_size} leave a last batch of one "
+            f"budget.batch_size: {num_train} images in batches of {spec.budget.batch_size} leave a last {what} of one "
             f"image, on which {spec.model.name}'s BatchNorm cannot train; change batch_size or data.limit_train by one"
         )
 

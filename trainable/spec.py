@@ -34,7 +34,9 @@ class VitSpec(Spec):
     mlp_width: int = Field(ge=1)
     """Of the feed-forward layers."""
     dropout: float = Field(ge=0, lt=1)
-    """After attention, and after both linear layers of the feed-forward."""
+    """After both linear layers of the feed-forward."""
+    projection_dropout: float = Field(ge=0, lt=1)
+    """After the whole of attention."""
     attention_dropout: float = Field(ge=0, lt=1)
     """On the attention weights."""
     norm: Literal["pre", "post"]
@@ -49,7 +51,8 @@ class VitSpec(Spec):
     """mlp: Linear(4 width), GELU, Linear; norm_linear: LayerNorm, Linear."""
     initialisation: Literal["linear", "attention", "attention_clones"]
     """linear: torch's defaults of linear layers throughout; attention: attention as torch's MultiheadAttention begins
-    (Xavier-uniform, biases 0); attention_clones: so, and all blocks alike, as torch's TransformerEncoder begins."""
+    (Xavier-uniform, biases 0); attention_clones: so, and all blocks between two heads alike, as torch's
+    TransformerEncoder begins."""
     aux_depths: tuple[int, ...]
     """Further heads after these many blocks; in training their cross entropies are added to the last head's."""
     relative_attention: bool

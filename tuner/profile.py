@@ -91,6 +91,7 @@ def _count(spec: ModelSpec, num_classes: int, image_size: int, input_size: int) 
             Operations.count += 1
             return func(*args, **(kwargs or {}))
 
+    batch = 2 * spec.bn_groups  # BatchNorm cannot train on one image
     with torch.device("meta"):
         model = build_model(spec, num_classes, image_size).train()
         own = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -106,7 +107,7 @@ def _count(spec: ModelSpec, num_classes: int, image_size: int, input_size: int) 
         operations = Operations()  # type: ignore[no-untyped-call]
         try:
             with counter, operations, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                graph = model(torch.empty(BATCH, 3, input_size, input_size))
+                graph = model(torch.empty(batch, 3, input_size, input_size))
         except AssertionError:
             return _count(spec, num_classes, image_size, image_size)
     flops = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
@@ -116,15 +117,11 @@ def _count(spec: ModelSpec, num_classes: int, image_size: int, input_size: int) 
     return Profile(
         num_parameters=sum(parameter.numel() for parameter in parameters),
         num_tensors=len(parameters),
-        convolution_flops=convolution / BATCH,
-        other_flops=(sum(flops.values()) - convolution) / BATCH,
+        convolution_flops=convolution / batch,
+        other_flops=(sum(flops.values()) - convolution) / batch,
         num_operations=Operations.count,
-        saved_bytes=sum(storage.nbytes() for storage in saved.values()) // BATCH,
+        saved_bytes=sum(storage.nbytes() for storage in saved.values()) // batch,
     )
-
-
-BATCH = 2
-"""Images of the counted pass: BatchNorm cannot train on one."""
 
 
 def _storage(tensor: Any) -> int:

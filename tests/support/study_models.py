@@ -13,6 +13,7 @@ VIT: dict[str, Any] = {
     "heads": 4,
     "mlp_width": 1024,
     "dropout": 0.1,
+    "projection_dropout": 0.1,
     "attention_dropout": 0.1,
     "norm": "post",
     "activation": "relu",
@@ -38,6 +39,7 @@ VITN: dict[str, Any] = {
 OC: dict[str, Any] = {
     **VIT,
     "patch": 16,
+    "projection_dropout": 0.0,
     "width": 144,
     "depth": 6,
     "heads": 6,

@@ -67,6 +67,7 @@ VIT: dict[str, Any] = {
     "heads": 2,
     "mlp_width": 16,
     "dropout": 0.0,
+    "projection_dropout": 0.0,
     "attention_dropout": 0.0,
     "norm": "pre",
     "activation": "gelu",

@@ -141,7 +141,7 @@ MODELS = {
     },
     "auxiliary heads and dropout": {
         "model.name": "vit",
-        "model.vit": {**VIT, "dropout": 0.1, "attention_dropout": 0.1, "aux_depths": [1]},
+        "model.vit": {**VIT, "dropout": 0.1, "projection_dropout": 0.1, "attention_dropout": 0.1, "aux_depths": [1]},
     },
     "jittered, turned, erased, enlarged": {
         "data.image_size": 12,
@@ -616,6 +616,10 @@ def test_smaller_training_crops_are_possible_for_a_cnn(storage: Storage, data_pa
         (
             {"model.name": "small_resnet", "data.limit_train": 17},
             r"budget\.batch_size: 17 images in batches of 16 leave a last batch of one image.*BatchNorm",
+        ),
+        (
+            {"model.name": "small_resnet", "model.bn_groups": 2, "data.limit_train": 19},
+            r"19 images in batches of 16 leave a last part \(model\.bn_groups 2\) of a batch of one image",
         ),
     ],
 )

@@ -164,7 +164,9 @@ def test_it_is_the_fact_sheets_token_by_token(name: str, fused: bool) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_both_ways_to_attend_have_the_same_gradients(name: str) -> None:
     torch.manual_seed(0)
-    model = NativeVit(vit({**CASES[name], "dropout": 0.0, "attention_dropout": 0.0}), OUTPUTS, SIDE)
+    model = NativeVit(
+        vit({**CASES[name], "dropout": 0.0, "projection_dropout": 0.0, "attention_dropout": 0.0}), OUTPUTS, SIDE
+    )
     unlike_their_start(model)
     grads = []
     for fused in (True, False):
@@ -181,7 +183,9 @@ def test_both_ways_to_attend_have_the_same_gradients(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_half_precision_answers_about_the_same(name: str) -> None:
     torch.manual_seed(0)
-    model = NativeVit(vit({**CASES[name], "dropout": 0.0, "attention_dropout": 0.0}), OUTPUTS, SIDE)
+    model = NativeVit(
+        vit({**CASES[name], "dropout": 0.0, "projection_dropout": 0.0, "attention_dropout": 0.0}), OUTPUTS, SIDE
+    )
     with torch.autocast("cpu", torch.bfloat16):
         half = model(images())
     whole = model(images())
@@ -327,7 +331,7 @@ def test_learnt_tables_and_class_tokens_are_normal() -> None:
 
 
 def test_auxiliary_heads_answer_in_training_only() -> None:
-    model = built(VIT, depth=4, dropout=0.0, attention_dropout=0.0, aux_depths=(1, 3))
+    model = built(VIT, depth=4, dropout=0.0, projection_dropout=0.0, attention_dropout=0.0, aux_depths=(1, 3))
     last, first, third = model(images())
     assert last.shape == first.shape == third.shape == (3, OUTPUTS)
     torch.testing.assert_close(model.eval()(images()), last)
@@ -351,7 +355,7 @@ def test_dropout_repeats_with_the_seed(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_itself_drops(fused: bool) -> None:
-    attention = built(VIT, dropout=0.0, attention_dropout=0.5).blocks[0].attn
+    attention = built(VIT, dropout=0.0, projection_dropout=0.0, attention_dropout=0.5).blocks[0].attn
     attention.fused_attn = fused
     tokens = torch.randn(2, 10, 8)
     assert not torch.equal(attention(tokens), attention(tokens))

@@ -159,7 +159,7 @@ class Block(nn.Module):
         self.norm_first = parts.norm == "pre"
         self.norm1 = nn.LayerNorm(parts.width)
         self.attn = Attention(parts, num_tokens)
-        self.drop = nn.Dropout(parts.dropout)
+        self.drop = nn.Dropout(parts.projection_dropout)
         self.norm2 = nn.LayerNorm(parts.width)
         self.mlp = nn.Sequential(
             nn.Linear(parts.width, parts.mlp_width),
