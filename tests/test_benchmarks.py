@@ -153,7 +153,7 @@ def test_a_result_names_its_benchmark_machine_and_load(path: Path, root: Path) -
 
 
 def test_there_are_results() -> None:
-    assert {path.name.split("-")[0] for path in RESULTS} >= {"analysis", "calibrate", "resize", "schedule"}
+    assert {path.name.split("-")[0] for path in RESULTS} >= {"analysis", "calibrate", "schedule"}
 
 
 def test_the_cost_model_holds_the_constants_that_were_fitted() -> None:
@@ -201,6 +201,9 @@ def run(root: Path, out: Path, *command: str) -> tuple[Result, str]:
     return result, done.stdout
 
 
+NOT_IN_CI = pytest.mark.skipif(os.environ.get("CI") == "true", reason="minutes long: `make test` outside CI runs it")
+
+
 @pytest.mark.slow
 def test_resizing_runs(root: Path, tmp_path: Path) -> None:
     result, shown = run(root, tmp_path, "benchmarks.resize", "--images", "200", "--rounds", "2")
@@ -232,6 +235,7 @@ def test_augment_runs(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@NOT_IN_CI
 def test_step_runs(root: Path, tmp_path: Path) -> None:
     small = ["--models", "small_vit", "--batch", "8", "--small-batch", "8", "--repeats", "1", "--steps", "1"]
     result, shown = run(root, tmp_path, "benchmarks.step", *small, "--warm-up", "1")
@@ -245,6 +249,7 @@ def test_step_runs(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@NOT_IN_CI
 def test_scaling_runs(root: Path, tmp_path: Path) -> None:
     small = ["--scales", "1", "2", "--images", "256", "--seeds", "1", "--repeats", "1"]
     result, shown = run(root, tmp_path, "benchmarks.scaling", *small)

@@ -39,7 +39,7 @@ OPTIONS = {
     "analysis.power": "--grid --variant --results --next --json --digest",
     "analysis.figures": "--grid --variant --results --out --figures --format",
     "analysis.features": "--grid --variant --results --data --out --rows --images --seed --device --threads",
-    "analysis.curves": "--grid --variant --results --out --y --x --split --filter --group --name --format",
+    "analysis.curves": "--grid --variant --results --out --y --x --split --filter --group --average --name --format",
     "analysis.best": "--grid --variant --results --out --by --split --filter --format",
     "analysis.pivot": "--grid --variant --results --out --rows --columns --value --eval --gain --filter --name --format",
     "analysis.run_report": "run --grid --variant --results --out --eval --format",
