@@ -153,7 +153,7 @@ def test_a_result_names_its_benchmark_machine_and_load(path: Path, root: Path) -
 
 
 def test_there_are_results() -> None:
-    assert {path.name.split("-")[0] for path in RESULTS} >= {"analysis", "calibrate", "schedule"}
+    assert {path.name.split("-")[0] for path in RESULTS} >= {"analysis", "calibrate", "resize", "schedule"}
 
 
 def test_the_cost_model_holds_the_constants_that_were_fitted() -> None:

@@ -237,9 +237,8 @@ def _names_its_own(commit: Commit, path: str) -> bool:
     """Whether a commit lies under its own name, and names the tables of its own attempt and no other file."""
     key = (commit.dataset, commit.run_id, commit.attempt_id)
     own = {(name, _table_path(name, *key)) for name in SCHEMAS}
-    needed = {(name, path) for name, path in own if name not in OPTIONAL}
     found = [(record.table, record.path) for record in commit.files]
-    whole = len(found) == len(set(found)) and needed <= set(found) <= own
+    whole = len(found) == len(set(found)) and {one for one in own if one[0] not in OPTIONAL} <= set(found) <= own
     return path == f"commits/{key[1]}--{key[2]}.json" and whole
 
 
@@ -251,12 +250,11 @@ def read_table(
     *,
     first: int | None = None,
 ) -> pa.Table:
-    """One table of all given commits, in their order, in the schema of this version. Commits without a table of
-    OPTIONAL add nothing to it.
+    """One table of all given commits, in their order, in the schema of this version.
 
     Args:
         storage: the results root.
-        name: of the table.
+        name: of the table; commits without one of OPTIONAL add nothing to it.
         commits: of the runs.
         columns: only these.
         first: only so many rows of each file; the rest is checked and not unpacked.
