@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from toy import augment
 
 from datasets import cpu, gpu, reference
@@ -149,6 +150,12 @@ class TestContract:
         assert half[0, :, 0, 0].tolist() == [159, 109, 59]
         twice = apply(flat((200, 100, 0)), jitter_plan(SATURATION, 2 * FIXED_ONE), LEVELS)
         assert twice[0, :, 0, 0].tolist() == [255, 82, 0]
+
+    def test_without_saturation_every_colour_is_pillows_grey(self, apply: Applier) -> None:
+        """To the bit: one unit in 65,536 of a weight shows in one of some hundred colours."""
+        image = np.random.default_rng(6).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+        out = apply(image, jitter_plan(SATURATION, 0, size=64), LEVELS)
+        assert (out[0] == np.asarray(Image.fromarray(image[0]).convert("L"))).all()
 
     def test_contrast_by_hand(self, apply: Applier) -> None:
         """Twelve pixels of 10 and four of 21: mean 12.75, so 13; twice as far from 13: 7 and 29."""

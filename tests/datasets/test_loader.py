@@ -277,6 +277,14 @@ def test_training_images_unaugmented_are_shuffled_and_plain(toy: Dataset) -> Non
     assert batch[4].tolist() != sorted(batch[4].tolist())
 
 
+def test_an_evaluation_sees_whole_images_where_training_sees_windows(toy: Dataset) -> None:
+    spec = augment(normalize="none", train_crop=5)
+    shapes = [next(copies(on_toy(toy, spec, **how)))[0].shape for how in ({}, {"train": False})]
+    assert [tuple(shape) for shape in shapes] == [(16, 3, 5, 5), (16, 3, 8, 8)]
+    whole = next(copies(on_toy(toy, spec, train=False)))[0]
+    assert ((whole * 255).round().numpy() == toy.train.images[:16].transpose(0, 3, 1, 2)).all()
+
+
 def test_training_images_may_be_normalised_otherwise(toy: Dataset) -> None:
     spec = augment(normalize="dataset", train_normalize="none")
     largest = [
