@@ -36,7 +36,7 @@ has=(--num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}
 
 steps=()
 srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
-    ray start --head --node-ip-address="$ip" --port="${address##*:}" --temp-dir="$RAY_TMPDIR" \
+    ray start --head --node-ip-address="$ip" --port="${address##*:}" \
     --dashboard-host=127.0.0.1 --dashboard-port=0 --ray-client-server-port=$((30000 + SLURM_JOB_ID % 10000)) "${has[@]}" &
 steps+=($!)
 if ((others > 0)); then

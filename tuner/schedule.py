@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray._private.services import get_ray_address_from_environment
+from ray._private import services
 
 from trainable.liveness import is_released, this_process
 from trainable.spec import ExecSpec
@@ -131,12 +131,17 @@ def _found(address: str) -> str:
     """The cluster that `auto` means: the one of RAY_ADDRESS, or the last that was started on this machine.
 
     Raises:
-        ClusterError: there is none.
+        ClusterError: there is none, or there are several and none is known to be the last; Ray would take any.
     """
     if address != "auto":
         return address
+    running = services.find_gcs_addresses()
+    if not os.environ.get("RAY_ADDRESS") and len(running) > 1 and services.find_bootstrap_address(None) not in running:
+        raise ClusterError(
+            f"--address auto: several Rays run on this machine ({', '.join(sorted(running))}); give the address of one"
+        )
     try:
-        return str(get_ray_address_from_environment("auto", None))
+        return str(services.get_ray_address_from_environment("auto", None))
     except ConnectionError:
         raise ClusterError(
             "--address auto: no Ray runs on this machine; start a cluster with `ray start --head`, give its address, "

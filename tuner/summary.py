@@ -109,7 +109,7 @@ def print_plan(grid: Grid, found: Survey, plan: Plan, console: Console) -> None:
     columns = ["run", "id", "starts from", "steps", "parameters", "FLOP", "memory", "share", "time", "order", "state"]
     if not any(run.parents for run in grid.runs):
         columns.remove("starts from")
-    for narrower in ("id", "parameters", "steps", "FLOP", None):
+    for narrower in ("id", "starts from", "parameters", "steps", "FLOP", None):
         table = _plan_table(title, columns, lines)
         if narrower is None or _full_width(table, console) <= console.width:
             break

@@ -78,7 +78,7 @@ def test_a_chain_across_data_sets_hands_its_weights_over(data: Path, tmp_path: P
     parent, child = sorted(trials, key=lambda row: str(row["dataset"]), reverse=True)
     assert (parent["dataset"], child["dataset"], child["init_source"]) == ("cifar100", "cifar10", parent["run_id"])
     assert (parent["num_parameters"], child["num_parameters"]) == (1_519_636, 1_506_586)
-    assert (parent["steps"], child["steps"]) == (3, 3) and parent["best_on_test_step"] == 3
+    assert (parent["steps"], child["steps"]) == (3, 3) and parent["best_on_test_step"] in (1, 2, 3)
     commit = records.read_commits(storage, [child["run_id"]])[child["run_id"]]
     (row,) = records.read_table(storage, "provenance", [commit]).to_pylist()
     report = json.loads(row["weights_report_json"])

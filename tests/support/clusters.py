@@ -151,7 +151,7 @@ def machines(count: int = 2) -> Iterator[Cluster]:
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": uuid.uuid4().hex,
-        "RAY_TMPDIR": str(home / "ray"),
+        "RAY_TMPDIR": str(home),  # Ray looks for the last cluster in its folder `ray`
         "TMPDIR": str(head_only),
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
