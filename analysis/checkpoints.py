@@ -19,7 +19,7 @@ from datasets.store import DataError, Dataset, open_dataset
 from datasets.subset import Rows
 from trainable.checkpoint import Checkpoint, CheckpointError, RunFolder, model_state
 from trainable.evaluate import autocast
-from trainable.loading import evaluation_loader
+from trainable.loading import ImagesOn, evaluation_loader
 from trainable.models import build_model
 from trainable.spec import RunSpec
 from trainable.storage import Storage
@@ -147,7 +147,9 @@ def images_of(network: Network, data: Dataset, sample_ids: NDArray[np.integer]) 
         sample_ids: rows of the test split, [n].
     """
     rows = Rows(index=sample_ids.astype(np.int32), labels=np.zeros(len(sample_ids), np.int64))
-    loader = evaluation_loader(network.spec, data.test, rows, batch_size=BATCH, ahead=0)
+    loader = evaluation_loader(
+        network.spec, data.test, rows, ImagesOn(device=torch.device("cpu")), batch_size=BATCH, ahead=0
+    )
     return torch.cat([batch.images.clone() for batch in loader])
 
 

@@ -131,7 +131,7 @@ def kernels(images: NDArray[np.uint8], rule: Normalization, out_size: int, compi
         return call
 
     found: dict[str, Call] = {
-        "numba": into(cpu.apply_plan),
+        "numba": into(lambda images, plan, rule, out: cpu.apply_plan(images, plan, rule, torch.from_numpy(out))),
         "torch": lambda plan: gpu.apply_plan(whole, plan, table).numpy(),
     }
     if compiler is not None:

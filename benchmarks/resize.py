@@ -86,7 +86,7 @@ def batches(rounds: int, num: int, folder: Path) -> dict[str, Any]:
     resizer = Resizer("bicubic_opencv", SIDE, IMAGE_SIZE)
     written_s = write_sets(small, large, resizer, num)
     rng, rule = np.random.default_rng(1), Normalization(scale=np.full(3, 1 / 255), bias=np.zeros(3))
-    slot = np.empty((BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    slot = torch.empty((BATCH, 3, IMAGE_SIZE, IMAGE_SIZE))
     buffer = np.empty((BATCH, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 
     def rows() -> NDArray[np.int32]:

@@ -47,7 +47,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.peers import Work, torchvision_loader
 from benchmarks.step_threads import measure_enforcement
-from datasets.loader import Batch
+from datasets.epochs import Batch
 from trainable.checkpoint import RunFolder
 from trainable.models import build_model
 from trainable.opening import open_run

@@ -1,4 +1,4 @@
-"""Applies a `BatchPlan` on the CPU in one fused pass: memory map in, normalised float32 planes out, GIL released.
+"""Applies a `BatchPlan` on the CPU in one fused pass: memory map in, a model's own layout out, GIL released.
 
 Agrees with `reference.py` to the bit: both normalise by the same lines and mix in float32 in the same order.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from datasets.normalize import Normalization
@@ -22,23 +23,41 @@ _kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
 _FIXED_BITS = FIXED_ONE.bit_length() - 1
 
 
-def apply_plan(images: NDArray[np.uint8], plan: BatchPlan, rule: Normalization, out: NDArray[np.float32]) -> None:
+def apply_plan(images: NDArray[np.uint8], plan: BatchPlan, rule: Normalization, out: torch.Tensor) -> None:
     """Crops, mirrors, jitters, turns, normalises, erases and mixes one batch into `out`.
 
     Args:
         images: the store, [N, H, W, 3] uint8, C-contiguous.
         plan: what to do with the B images.
         rule: how pixels are normalised.
-        out: [B, 3, S, S] float32, C-contiguous, overwritten.
+        out: [B, 3, S, S] float32 or bfloat16, contiguous or channels_last, overwritten. All is computed in float32 and
+            rounded once, at the end.
     """
     if plan.recolours or plan.turns:
         images, plan = seen_windows(images, plan), plan.on_windows()
     _, height, width, _ = images.shape
     rest = np.float32(1) - plan.blend
+    planes, halves, pixels = _views(out)
     _fill(
         _flat(images), height, width, plan.index, plan.top, plan.left, plan.flip, plan.erase_box, plan.partner,
-        plan.blend, rest, plan.mix_box, rule.scale, rule.bias, out,
+        plan.blend, rest, plan.mix_box, rule.scale, rule.bias, plan.out_size, planes, halves, pixels,
+        not out.is_contiguous(),
     )  # fmt: skip
+
+
+def _views(out: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.uint16], NDArray[np.float32]]:
+    """Where a batch goes: planes [B, 3, S*S], or else room for one image's planes, and [B, 3*S*S] of bfloat16's bits or
+    [B, S*S*3] of interleaved float32. What is not used is empty: the kernel is compiled for one kind of arguments."""
+    num, _, size, _ = out.shape
+    assert out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last), "the kernel writes lines"
+    if out.is_contiguous() and out.dtype == torch.float32:
+        return out.view(num, 3, -1).numpy(), np.empty((0, 0), np.uint16), np.empty((0, 0), np.float32)
+    one = np.empty((1, 3, size * size), np.float32)
+    lines = (out if out.is_contiguous() else out.permute(0, 2, 3, 1)).reshape(num, -1)
+    if out.dtype == torch.float32:
+        return one, np.empty((0, 0), np.uint16), lines.numpy()
+    assert out.dtype == torch.bfloat16, "the kernel rounds to bfloat16 only"
+    return one, lines.view(torch.uint16).numpy(), np.empty((0, 0), np.float32)
 
 
 def seen_windows(images: NDArray[np.uint8], plan: BatchPlan) -> NDArray[np.uint8]:
@@ -69,10 +88,13 @@ def _flat(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @_kernel
-def _fill(flat, height, width, index, top, left, flip, erase, partner, blend, rest, box, scale, bias, out):  # type: ignore[no-untyped-def]
+def _fill(  # type: ignore[no-untyped-def]
+    flat, height, width, index, top, left, flip, erase, partner, blend, rest, box, scale, bias, size, outs, halves,
+    pixels, interleaved,
+):  # fmt: skip
     """Goes from each image to its partner until one was there already; slot 0 keeps the planes it began with."""
-    num, size = out.shape[0], out.shape[2]
-    outs = out.reshape((num, 3, size * size))
+    num = len(index)
+    direct = len(halves) + len(pixels) == 0
     window = np.empty(size * size * 3, np.uint8)
     planes = np.empty((4, 3, size * size), np.uint8)
     normal = np.empty((3, 3, size * size), np.float32)
@@ -98,22 +120,52 @@ def _fill(flat, height, width, index, top, left, flip, erase, partner, blend, re
                 is_normal[other] = False
             coming = partner[j] if j != i else min(i + 1, num - 1)
             touched += _touch(flat, index[coming], 3 * height * width)
+            out = outs[i if direct else 0]
             if blend[i] < 1:
                 for slot, k in ((own, i), (other, j)):
                     if not is_normal[slot]:
                         _normalise(planes[slot], scale, bias, normal[slot])
                         _clear(normal[slot], size, erase[k])
                         is_normal[slot] = True
-                _blend(blend[i], rest[i], normal[own], normal[other], outs[i])
+                _blend(blend[i], rest[i], normal[own], normal[other], out)
             elif box[i, 0] < box[i, 2] and box[i, 1] < box[i, 3]:
                 _paste(planes[own], planes[other], size, box[i], planes[3])
-                _normalise(planes[3], scale, bias, outs[i])
-                _clear_mixed(outs[i], size, erase[i], erase[j], box[i])
+                _normalise(planes[3], scale, bias, out)
+                _clear_mixed(out, size, erase[i], erase[j], box[i])
             else:
-                _normalise(planes[own], scale, bias, outs[i])
-                _clear(outs[i], size, erase[i])
+                _normalise(planes[own], scale, bias, out)
+                _clear(out, size, erase[i])
+            if len(halves):
+                _round(out, halves[i], interleaved)
+            elif len(pixels):
+                _interleave(out, pixels[i])
             i, own = j, other
     return touched
+
+
+_UPPER, _LAST, _HALF = np.uint32(16), np.uint32(1), np.uint32(0x7FFF)
+
+
+@_kernel
+def _round(planes, line, interleaved):  # type: ignore[no-untyped-def]
+    """Float32 planes [3, S*S] as the bits of bfloat16, to the nearest, ties to even; none of them is infinite."""
+    count = planes.shape[1]
+    for channel in range(3):
+        bits = planes[channel].view(np.uint32)
+        if interleaved:
+            for p in range(count):
+                line[3 * p + channel] = (bits[p] + _HALF + ((bits[p] >> _UPPER) & _LAST)) >> _UPPER
+        else:
+            plane = line[channel * count : (channel + 1) * count]
+            for p in range(count):
+                plane[p] = (bits[p] + _HALF + ((bits[p] >> _UPPER) & _LAST)) >> _UPPER
+
+
+@_kernel
+def _interleave(planes, line):  # type: ignore[no-untyped-def]
+    red, green, blue = planes[0], planes[1], planes[2]
+    for p in range(len(red)):
+        line[3 * p], line[3 * p + 1], line[3 * p + 2] = red[p], green[p], blue[p]
 
 
 @_kernel

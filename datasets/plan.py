@@ -15,7 +15,8 @@ lam becomes 1 - clipped area / image area. `docs/augmentation.md` sets this besi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -162,6 +163,20 @@ def plain_plan(index: NDArray[np.int32], image_size: int) -> BatchPlan:
         mix_box=np.zeros((num, 4), np.int16),
         lam=np.ones(num, np.float32),
     )
+
+
+def joined(plans: Sequence[BatchPlan]) -> BatchPlan:
+    """The plan of several batches at once, of windows of one size."""
+    first, partner = 0, []
+    for plan in plans:
+        partner.append(plan.partner + np.int32(first))
+        first += len(plan.index)
+    arrays = {
+        field.name: np.concatenate([getattr(plan, field.name) for plan in plans])
+        for field in fields(BatchPlan)
+        if field.name not in ("out_size", "partner")
+    }
+    return BatchPlan(out_size=plans[0].out_size, partner=np.concatenate(partner), **arrays)
 
 
 def draw_plan(

@@ -422,7 +422,7 @@ def test_the_kernel_in_c_gives_the_same_bits(
     rule, index = normalization(spec, store.manifest, training=True), epoch_order(1, 0, 64)[:48]
     plan = draw_plan(spec, 1, 0, 0, index, side)
     expected, found = (np.full((48, 3, side, side), fill, np.float32) for fill in (1, 2))
-    apply_plan(store.images, plan, rule, expected)
+    apply_plan(store.images, plan, rule, torch.from_numpy(expected))
     in_c(store.images, plan, rule, found)
     assert found.tobytes() == expected.tobytes()
 

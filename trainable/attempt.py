@@ -177,7 +177,7 @@ class Attempt:
             if run.position.step:  # an evaluation alone says nothing of a step
                 write_cost(self.storage, self._cost(run))
             records.end_attempt(self.storage, self.run_id, self.info.attempt_id, "done", None)
-            self.log("done and committed")
+            self.log("; ".join(["done and committed", *filter(None, [run.loop.not_recorded])]))
         self._close()
 
     def _cost(self, run: TrainingRun) -> CostRecord:

@@ -198,9 +198,15 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, A
                 tensors[f"optimizer.{number}.{key}"] = value
             else:
                 values.setdefault(str(number), {})[key] = value
-    return tensors, {"values": values, "param_groups": state["param_groups"]}
+    groups = [
+        {key: float(value) if isinstance(value, torch.Tensor) else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"values": values, "param_groups": groups}
 
 
+_OF_HERE = ("fused", "foreach", "capturable", "lr")
+"""Settings of a group that say how it is computed here and now; the rate is set before every step."""
 _OPTIMIZER_STATE = {
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
@@ -226,4 +232,14 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: State, meta: dic
         for key, value in entries.items():
             if key != "step" and (not isinstance(value, torch.Tensor) or value.shape != shapes[index]):
                 raise ValueError(f"optimiser state {index}: {key} is not of the parameter's shape")
-    optimizer.load_state_dict({"state": state, "param_groups": meta["param_groups"]})
+    groups = [
+        {**group, **{key: own[key] for key in _OF_HERE if key in own}}
+        for group, own in zip(meta["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if (
+                isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            ):  # as the parameter lies in memory, or kernels go the slow way
+                entries[key] = torch.empty_like(parameter).copy_(value)

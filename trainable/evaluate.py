@@ -9,13 +9,14 @@ import argparse
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from datasets.loader import Loader
+from datasets.epochs import Epochs
 from datasets.spec import DataSpec
 from datasets.store import NOT_PUBLISHED, DataError, Dataset, open_dataset
 from datasets.subset import select_rows
@@ -23,7 +24,7 @@ from datasets.terminal import plain
 from trainable import metrics
 from trainable.checkpoint import CheckpointError, RunFolder, model_state
 from trainable.credentials import redacted
-from trainable.loading import evaluation_loader
+from trainable.loading import ImagesOn, evaluation_loader, layout
 from trainable.models import build_model
 from trainable.spec import RunSpec
 from trainable.storage import Storage, StorageError
@@ -44,7 +45,9 @@ class Pass:
         num_classes: outputs to keep; a model may have more than the data have classes.
     """
 
-    def __init__(self, model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec, num_classes: int) -> None:
+    def __init__(
+        self, model: nn.Module, loader: Epochs[Any], device: torch.device, spec: RunSpec, num_classes: int
+    ) -> None:
         self._model, self._loader, self._device, self._num_classes = model, loader, device, num_classes
         self._precision = spec.optim.precision
         self._parts: list[torch.Tensor] = []
@@ -55,7 +58,7 @@ class Pass:
         try:
             for batch in self._loader:
                 with torch.inference_mode(), autocast(self._device, self._precision):
-                    logits = self._model(batch.images.to(self._device))
+                    logits = self._model(batch.images.to(self._device, non_blocking=True))
                     self._parts.append(logits[:, : self._num_classes].float())
                 yield None
         finally:
@@ -67,7 +70,7 @@ class Pass:
 
 
 def predict(
-    model: nn.Module, loader: Loader, device: torch.device, spec: RunSpec, num_classes: int
+    model: nn.Module, loader: Epochs[Any], device: torch.device, spec: RunSpec, num_classes: int
 ) -> NDArray[np.float32]:
     """Logits of every image of the loader in its order, [N, C] float32."""
     one = Pass(model, loader, device, spec, num_classes)
@@ -146,8 +149,10 @@ def _evaluate_stored(options: argparse.Namespace) -> str:
     model = build_model(spec.model, known, spec.data.image_size)
     load_weights(model, model_state(checkpoint), (), f"run {spec.run_id}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = evaluation_loader(spec, data.test, rows.test, batch_size=options.batch_size)
-    logits = predict(model.to(device), loader, device, spec, known)
+    model.to(device, memory_format=layout(spec))  # type: ignore[call-overload]
+    on = ImagesOn(device=device, channels_last=layout(spec) == torch.channels_last)
+    loader = evaluation_loader(spec, data.test, rows.test, on, batch_size=options.batch_size)
+    logits = predict(model, loader, device, spec, known)
     numbers = metrics.summarise(metrics.predictions(logits, rows.test.labels, rows.classes), rows.classes)
     mark = "" if data.manifest.published else f" ({NOT_PUBLISHED})"
     head = f"run {spec.run_id} {options.checkpoint} (step {checkpoint.meta['step']:,}) on {name}{mark}, "

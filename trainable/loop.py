@@ -10,7 +10,7 @@ Nothing inside an epoch waits for the device: sums stay there and are read at ev
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from datasets.loader import Batch, Loader
+from datasets.epochs import Batch, Epochs
 from trainable.evaluate import Pass, autocast
+from trainable.graphs import NotTheSame, Record, RecordedStep, record_on_card
 from trainable.metrics import TOP, label_ranks
 from trainable.optim import evaluation_interval, learning_rate, total_steps, whole_steps
 from trainable.spec import RunSpec
@@ -36,6 +37,10 @@ EpochRow = dict[str, Any]
 STEP_COLUMNS = ("loss_nats", "loss_total_nats", "grad_norm", "top1")
 """Recorded of every step: loss of the (last) head, loss with those of auxiliary heads, norm of the gradients before
 clipping, and hits of the batch, weighted by lam where images are mixed."""
+
+
+RECORD_FROM = 100
+"""Steps to go below which recording one would cost more than it saves."""
 
 
 class NonFiniteLoss(Exception):
@@ -105,8 +110,8 @@ class TrainingLoop:
         spec: RunSpec,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        train: Loader,
-        evaluated: dict[str, Loader],
+        train: Epochs[Any],
+        evaluated: Mapping[str, Epochs[Any]],
         labels: dict[str, NDArray[np.int64]],
         num_classes: int,
         device: torch.device,
@@ -136,7 +141,12 @@ class TrainingLoop:
             self.steps = torch.zeros(self.total, len(STEP_COLUMNS), dtype=torch.float64, device=device)
         sums = position.sums
         self._device_sums = torch.tensor([sums.loss, sums.correct, sums.lam], dtype=torch.float64, device=device)
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._first_bad = torch.full((1,), -1, dtype=torch.int64, device=device)
+        self._device_step = torch.full((1,), position.step, dtype=torch.int64, device=device)
+        self._recorded: RecordedStep | None = None
+        self._record: Record | None = record_on_card if device.type == "cuda" and self._may_record() else None
+        self.not_recorded: str | None = None
+        """Why steps are made one kernel after another on a card, where that was found out by trying."""
 
     def run(self) -> Iterator[list[EpochRow]]:
         """Trains to the end. Yields after every batch: the new rows after an evaluation, nothing otherwise.
@@ -162,6 +172,11 @@ class TrainingLoop:
                     break
                 asked = time.perf_counter()
 
+    def _may_record(self) -> bool:
+        """A step that looks at numbers of its own on the host would be recorded with what it saw the first time."""
+        model = self.spec.model
+        return self.average is None and model.input_norm == "none" and model.mixstyle_depth == 0
+
     @property
     def evaluated_model(self) -> nn.Module:
         """The weights that are evaluated, selected and kept."""
@@ -180,13 +195,30 @@ class TrainingLoop:
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One optimiser step. Returns the batch's mean loss in nats, on the device."""
-        position, spec = self.position, self.spec
+        position = self.position
         lr = self.rate(position.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        images, label_a, label_b, lam = (
-            tensor.to(self.device) for tensor in (batch.images, batch.label_a, batch.label_b, batch.lam)
-        )
+            rate = lr * group.get("lr_scale", 1.0)
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        given = (batch.images, batch.label_a, batch.label_b, batch.lam)
+        parts = tuple(part.to(self.device, non_blocking=True) for part in given)
+        if self._record is not None and self.total - position.step >= RECORD_FROM:
+            self._try_to_record(parts)
+        recorded = self._recorded
+        step = recorded if recorded is not None and recorded.num_images == len(batch.lam) else self._step
+        mean_loss = step(*parts)
+        position.sums.num_images += len(batch.lam)
+        position.step += 1
+        return mean_loss
+
+    def _step(
+        self, images: torch.Tensor, label_a: torch.Tensor, label_b: torch.Tensor, lam: torch.Tensor
+    ) -> torch.Tensor:
+        """Forward, backward, update and sums, nothing of which looks at the host or makes it wait."""
+        spec = self.spec
         with autocast(self.device, spec.optim.precision):
             outputs = self.model(images)
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -208,13 +240,32 @@ class TrainingLoop:
             mean_loss = loss.detach().double()
             self._device_sums += torch.stack([mean_loss * len(lam), hits.double().sum(), lam.double().sum()])
             bad = ~torch.isfinite(mean_loss) & (self._first_bad < 0)
-            self._first_bad = torch.where(bad, position.step, self._first_bad)
+            self._first_bad.copy_(torch.where(bad, self._device_step, self._first_bad))
             if self.steps is not None and norm is not None:
                 share = hits.double().mean()
-                self.steps[position.step] = torch.stack([losses[0].double(), mean_loss, norm.double(), share])
-        position.sums.num_images += len(lam)
-        position.step += 1
+                found = torch.stack([losses[0].double(), mean_loss, norm.double(), share])
+                self.steps.index_copy_(0, self._device_step, found[None])
+            self._device_step += 1
         return mean_loss
+
+    def _try_to_record(self, parts: tuple[torch.Tensor, ...]) -> None:
+        """Records the step where one can; where not, `not_recorded` says why and steps are made plainly."""
+        assert self._record is not None
+        if len(parts[0]) < self.spec.budget.batch_size:
+            return
+        record, self._record = self._record, None
+        try:
+            self._recorded = RecordedStep(self._step, parts, self._changed, record)
+        except (NotTheSame, RuntimeError) as error:
+            self.not_recorded = f"steps are not replayed as a CUDA graph ({str(error).splitlines()[0]})"
+
+    def _changed(self) -> list[torch.Tensor]:
+        """Every tensor that a step changes; those that the optimiser makes in its first step come last."""
+        found = [*self.model.parameters(), *self.model.buffers(), self._device_sums, self._first_bad, self._device_step]
+        if self.steps is not None:
+            found.append(self.steps)
+        entries = [self.optimizer.state[parameter] for parameter in self.optimizer.state]
+        return found + [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
 
     def _gradient_norm(self) -> torch.Tensor | None:
         """Clips the gradients where the spec says so; their norm before that, where somebody wants to know it."""

@@ -20,6 +20,7 @@ from datasets.store import Dataset
 from datasets.subset import RunRows, select_rows
 from trainable.checkpoint import Checkpoint, CheckpointError, RunFolder, model_state
 from trainable.costs import CUDA_CONTEXT_BYTES
+from trainable.loading import images_on, layout
 from trainable.loop import Position
 from trainable.models import build_model
 from trainable.optim import frozen_modules
@@ -93,9 +94,10 @@ def _built(
             _check_tensors(folder, own, model)
             position = Position.from_dict(own.meta["position"])
     frozen = frozen_modules(model, spec.optim)
-    model.to(device)
+    model.to(device, memory_format=layout(spec))  # type: ignore[call-overload]
+    on = images_on(spec, stores, device, model, _memory_bytes(exec_spec, device))
     torch.manual_seed(_torch_seed(spec, Purpose.MODEL_TRAIN))
-    run = TrainingRun(spec, exec_spec, folder, stores, rows, model, frozen, device, position, report, notes)
+    run = TrainingRun(spec, exec_spec, folder, stores, rows, model, frozen, on, position, report, notes)
     if own is not None:
         with _unusable_is_told(folder):
             run.restore(own)
@@ -223,11 +225,21 @@ def _set_up_torch(exec_spec: ExecSpec, device: torch.device) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its bits only with this
     torch.set_num_threads(exec_spec.cpu_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a pass over memory that is then overwritten
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False
         if 0 < exec_spec.gpu_fraction < 1:
             total = torch.cuda.get_device_properties(device).total_memory
             torch.cuda.set_per_process_memory_fraction(memory_cap(exec_spec.gpu_fraction, total), device)
+
+
+def _memory_bytes(exec_spec: ExecSpec, device: torch.device) -> int:
+    """Of the card, what this run may take; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    share = exec_spec.gpu_fraction
+    return min(free, int(memory_cap(share, total) * total)) if 0 < share < 1 else free
 
 
 def memory_cap(share: float, total_bytes: int) -> float:

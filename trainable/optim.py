@@ -106,7 +106,7 @@ def _below(name: str, prefix: str) -> bool:
 
 
 def build_optimizer(optim: OptimSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """Torch's own optimisers (fused on CUDA) over all parameters that are trained: one group, or one a layer with its
+    """Torch's own optimisers, fused, over all parameters that are trained: one group, or one a layer with its
     `lr_scale` where the rate decays from layer to layer.
 
     Raises:
@@ -116,6 +116,9 @@ def build_optimizer(optim: OptimSpec, model: nn.Module) -> torch.optim.Optimizer
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[Any] = parameters
+    on_card = all(parameter.is_cuda for parameter in parameters)
+    # on a card the rate lies there, too, so that a recorded step reads what the host has written
+    lr = torch.tensor(optim.lr, device=parameters[0].device) if on_card else optim.lr
     if optim.layer_decay is not None:
         from timm.optim import param_groups_layer_decay
 
@@ -127,12 +130,17 @@ def build_optimizer(optim: OptimSpec, model: nn.Module) -> torch.optim.Optimizer
             {"params": group["params"], "lr_scale": group["lr_scale"]}
             for group in param_groups_layer_decay(model, layer_decay=optim.layer_decay)
         ]
-    fused = all(parameter.is_cuda for parameter in parameters)
     if optim.name == "sgd":
         assert optim.momentum is not None, "checked by OptimSpec"
-        return torch.optim.SGD(
-            groups, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=fused
-        )
+        return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
     assert optim.betas is not None and optim.eps is not None, "checked by OptimSpec"
     kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=fused)
+    return kind(
+        groups,
+        lr=lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=True,
+        capturable=on_card,
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from datasets.loader import Batch
+from datasets.epochs import Batch
 from datasets.store import Dataset
 from trainable import provenance
 from trainable.checkpoint import RunFolder

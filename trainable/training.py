@@ -24,7 +24,7 @@ from trainable.checkpoint import (
     unpack_optimizer,
 )
 from trainable.evaluate import Pass
-from trainable.loading import evaluation_loader, training_loader
+from trainable.loading import ImagesOn, evaluation_loader, training_loader
 from trainable.loop import EpochRow, Position, TrainingLoop, finite_logits
 from trainable.models import scalars_of
 from trainable.optim import build_optimizer
@@ -45,7 +45,7 @@ class TrainingRun:
         rows: RunRows,
         model: nn.Module,
         frozen: Sequence[nn.Module],
-        device: torch.device,
+        on: ImagesOn,
         position: Position,
         report: LoadReport,
         notes: list[str],
@@ -54,6 +54,7 @@ class TrainingRun:
         self.notes = notes
         """What a person should know about how this run was opened."""
         self.report: dict[str, Any] = report.as_dict()
+        device = on.device
         self.numerics = provenance.numerics(device, exec_spec.cpu_threads)
         self.numerics_changed = False
         """Whether any part of the run was computed under another numerics fingerprint."""
@@ -67,19 +68,18 @@ class TrainingRun:
         if (first := spec.evaluate.train_first) is not None:
             evaluated[f"train_{first}"] = (stores.train, first_rows(rows.train, first))
 
-        pin = device.type == "cuda"
         self.loop = TrainingLoop(
             spec=spec,
             model=model,
             optimizer=build_optimizer(spec.optim, model),
-            train=training_loader(spec, stores.train, rows.train, pin=pin),
+            train=training_loader(spec, stores.train, rows.train, on),
             evaluated={
                 split: evaluation_loader(
                     spec,
                     store,
                     chosen,
+                    on,
                     augmented=spec.evaluate.train_augmented and split not in ("test", "val"),
-                    pin=pin,
                 )
                 for split, (store, chosen) in evaluated.items()
             },

@@ -8,12 +8,21 @@ from typing import Any
 import ray
 from ray import tune
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "OMP_THREAD_LIMIT",
+)
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """Environment that keeps BLAS, OpenMP and numba to a trial's cores."""
-    return {name: str(threads) for name in THREAD_VARIABLES}
+    """Environment that keeps BLAS, OpenMP and numba to a trial's cores.
+
+    The last of them is a limit, the others are beginnings: with it a model that asks torch for more threads gets none.
+    """
+    return dict.fromkeys(THREAD_VARIABLES, str(threads))
 
 
 class RunActor(tune.Trainable):
@@ -52,7 +61,6 @@ class RunActor(tune.Trainable):
                     "driver": config["driver"],
                 },
             )
-            check_threads(int(config["cpu_threads"]))
         except RunLocked as error:
             self._held = True
             self._fail(error)
@@ -68,6 +76,7 @@ class RunActor(tune.Trainable):
         if self._failure is None:
             run = self._attempt.run
             try:
+                hold_threads(int(self._config["cpu_threads"]))
                 rows = self._attempt.advance(self._report_s)
                 vitals = _vitals(run, rows)
             except Exception as error:
@@ -132,9 +141,9 @@ def _vitals(run: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"images_per_s": speed, "peak_memory_bytes": provenance.peak_memory_bytes(run.loop.device)}
 
 
-def check_threads(threads: int) -> None:
-    """Refuses a torch that runs more threads than the trial has cores: neighbours would slow each other down."""
+def hold_threads(threads: int) -> None:
+    """Sets torch back where a model set it to other threads than the trial's: its bits depend on their number."""
     import torch
 
-    if torch.get_num_threads() > threads:
-        raise RuntimeError(f"torch runs {torch.get_num_threads()} threads, the trial was given {threads} cores")
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

@@ -214,6 +214,7 @@ def _static(spec: RunSpec, manifest: Manifest | None, num_test: int | None, devi
     num_classes = len(manifest.classes) if manifest else published.num_classes  # type: ignore[union-attr]
     train = manifest.num_images if manifest else published.num_train  # type: ignore[union-attr]
     test = num_test if num_test is not None else (published.num_test if published else train)
+    images = train + test  # they lie on a card whole
     if spec.data.classes is not None:  # data sets here are balanced to within a few images
         share = len(spec.data.classes) / num_classes
         train, test, num_classes = round(train * share), round(test * share), len(spec.data.classes)
@@ -230,6 +231,7 @@ def _static(spec: RunSpec, manifest: Manifest | None, num_test: int | None, devi
     forward = profile(model, num_classes, size, size).flops
     batch = min(spec.budget.batch_size, train)
     passes = _passes(spec)
+    stored = 3 * (manifest.image_size if manifest else size) ** 2 * images if spec.data.resize == "none" else 0
     step_s, busy_s, evaluate_s = _seconds(spec, device, num_classes, input_size, batch)
     return _Static(
         cost=Cost(
@@ -237,7 +239,8 @@ def _static(spec: RunSpec, manifest: Manifest | None, num_test: int | None, devi
             num_parameters=trained.num_parameters,
             flops=passes * trained.flops * steps * min(batch, train / per_epoch) + forward * evaluated,
             evaluated_images=evaluated,
-            memory_bytes=_memory(spec, device, trained.num_parameters, trained.saved_bytes * batch * (passes > 1)),
+            memory_bytes=_memory(spec, device, trained.num_parameters, trained.saved_bytes * batch * (passes > 1))
+            + (stored if device.kind == "cuda" else 0),
             seconds=SETUP_S + step_s * steps + evaluate_s * evaluated,
             busy_s=busy_s * steps + (evaluate_s * evaluated if device.kind == "cuda" else 0.0),
             basis="model",

@@ -28,8 +28,23 @@ def by_loops(images: NDArray[np.uint8], plan: BatchPlan, rule: Normalization) ->
 
 
 def fused(images: NDArray[np.uint8], plan: BatchPlan, rule: Normalization) -> NDArray[np.float32]:
-    out = np.full((len(plan.index), 3, plan.out_size, plan.out_size), np.nan, np.float32)
-    cpu.apply_plan(images, plan, rule, out)
+    return fused_tensor(images, plan, rule).numpy()
+
+
+def fused_nhwc(images: NDArray[np.uint8], plan: BatchPlan, rule: Normalization) -> NDArray[np.float32]:
+    return fused_tensor(images, plan, rule, channels_last=True).numpy()
+
+
+def fused_tensor(
+    images: NDArray[np.uint8],
+    plan: BatchPlan,
+    rule: Normalization,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> torch.Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty((len(plan.index), 3, plan.out_size, plan.out_size), dtype=dtype, memory_format=layout)
+    cpu.apply_plan(images, plan, rule, out.fill_(torch.nan))
     return out
 
 
@@ -52,6 +67,7 @@ CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reaso
 APPLIERS = [
     pytest.param(by_loops, id="reference"),
     pytest.param(fused, id="cpu"),
+    pytest.param(fused_nhwc, id="cpu-channels-last"),
     pytest.param(batched, id="gpu-code-on-cpu"),
     pytest.param(batched_nhwc, id="gpu-code-on-cpu-channels-last"),
     pytest.param(on_card, id="gpu", marks=CARD),
@@ -336,17 +352,31 @@ def test_any_plan_gives_the_references_bits(
 
 @pytest.mark.parametrize("mix", ["none", "mixup", "cutmix"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_on_a_device_bfloat16_is_rounded_once_and_the_layout_is_as_asked(
+def test_bfloat16_is_rounded_once_and_the_layout_is_as_asked(
     mix: str, channels_last: bool, images: NDArray[np.uint8], rule: Normalization
 ) -> None:
     spec = augment(**EVERYTHING, mix=mix, mix_alpha=None if mix == "none" else 1.0)
     plan = draw_plan(spec, 7, 1, 0, np.arange(6, dtype=np.int32), 12)
     store, table = torch.from_numpy(images), torch.from_numpy(rule.table)
+    expected = torch.from_numpy(by_loops(images, plan, rule))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     for dtype in (torch.float32, torch.bfloat16):
-        out = gpu.apply_plan(store, plan, table, dtype=dtype, channels_last=channels_last)
-        assert torch.equal(out, torch.from_numpy(by_loops(images, plan, rule)).to(dtype))
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        assert out.is_contiguous(memory_format=layout)
+        for out in (
+            gpu.apply_plan(store, plan, table, dtype=dtype, channels_last=channels_last),
+            fused_tensor(images, plan, rule, dtype, channels_last),
+        ):
+            assert torch.equal(out, expected.to(dtype)) and out.is_contiguous(memory_format=layout)
+
+
+def test_bfloat16_is_rounded_to_the_nearest_and_ties_to_even(images: NDArray[np.uint8]) -> None:
+    """Slopes of whole powers of two make ties of every pixel value above 255, torch's rounding is the reference."""
+    plan = draw_plan(augment(), 1, 0, 0, np.arange(40, dtype=np.int32), 12)
+    for scale in (257.0, 1.0 + 2.0**-8, 2.0**-9 + 1):
+        rule = Normalization(scale=np.array([scale, -scale, 0.0]), bias=np.array([0.0, 1.0, -1.0]))
+        exact = fused_tensor(images, plan, rule)
+        assert torch.equal(fused_tensor(images, plan, rule, torch.bfloat16), exact.to(torch.bfloat16))
+        ties = (exact.view(torch.int32) & 0xFFFF) == 0x8000
+        assert ties.any(), "there was nothing to decide"
 
 
 def test_images_that_would_be_copied_every_time_are_refused(images: NDArray[np.uint8], rule: Normalization) -> None:

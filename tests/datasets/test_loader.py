@@ -14,7 +14,8 @@ import torch
 from toy import augment, run_spec
 
 from datasets import reference
-from datasets.loader import EVALUATION_EPOCH, Loader
+from datasets.epochs import EVALUATION_EPOCH
+from datasets.loader import Loader
 from datasets.normalize import normalization
 from datasets.plan import draw_plan, epoch_order
 from datasets.resize import Resizer

@@ -20,6 +20,36 @@ def test_a_cluster_of_this_machine_gets_no_copy() -> None:
         assert settings["env_vars"]["OMP_NUM_THREADS"] == "2"
 
 
+GREEDY = """
+import os, time, psutil, torch
+torch.set_num_threads(2)  # as a model of one's own may
+one, seen = torch.rand(600, 600), psutil.Process()
+def spent(): return {thread.id: thread.user_time + thread.system_time for thread in seen.threads()}
+one @ one
+before, began = spent(), time.process_time()
+while time.process_time() - began < 0.6:
+    one @ one
+    one.exp()
+print(sum(seconds - before.get(thread, 0) > 0.06 for thread, seconds in spent().items()))
+from tuner.actor import hold_threads
+hold_threads(1)
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_model_that_asks_torch_for_more_threads_gets_none(limited: bool, root: Path) -> None:
+    """Counted by the kernel's own times of every thread; without the limit there are two, so the count can fail."""
+    free = {name: value for name, value in os.environ.items() if "THREAD" not in name}
+    with shipping.runtime_env(1, joined=False) as settings:
+        environment = {**free, **(settings["env_vars"] if limited else {})}
+        done = subprocess.run(
+            [sys.executable, "-c", GREEDY], cwd=root, env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1" if limited or os.cpu_count() == 1 else "2", "1"]
+
+
 def test_keys_are_not_sent_with_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tune would put them into every trial's runtime environment, which Ray logs."""
     from ray.tune.execution import class_cache
