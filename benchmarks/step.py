@@ -4,9 +4,9 @@
 
 `throughput`: the naive loop is one process as the study wrote it: DataLoader with two workers, torchvision's v2
 transforms, float32, `.item()` twice a step, as many threads as torch takes. Ours is one trial a core with one thread
-each, opened and stepped as a run is (`open_run`, `TrainingLoop.train_step`): our loader, nothing read from the loss.
-Beside it, what two settings that the project does not make on a CPU would add: channels_last and the fused Adam.
-bfloat16 is measured where the processor multiplies it (AVX512_BF16 or AMX) and named as left out elsewhere.
+each, opened and stepped as a run is (`open_run`, `TrainingLoop.train_step`): our loader, the fused Adam, nothing read
+from the loss. bfloat16, which brings channels_last with it, is measured where the processor multiplies it (AVX512_BF16
+or AMX) and named as left out elsewhere.
 
 `oversubscription`: the same trials with more threads than cores between them. `enforcement`: what keeps trials from
 that, looked at from within one, see `benchmarks.step_threads`.
@@ -53,6 +53,7 @@ from trainable.models import build_model
 from trainable.opening import open_run
 from trainable.spec import ExecSpec, ModelSpec, RunSpec
 from trainable.storage import Storage
+from trainable.training import TrainingRun
 
 SIZE = 32
 MODELS = ("resnet50", "vit_small_patch16_224")
@@ -68,18 +69,12 @@ class Arm:
 
     label: str
     precision: str = "float32"
-    channels_last: bool = False
-    fused: bool = False
 
 
 ARMS = {
     "naive": Arm(label="the study's loop, 1 process"),
     "ours": Arm(label="ours, a trial a core"),
-    "ours-tuned": Arm(label="ours + channels_last, fused Adam", channels_last=True, fused=True),
     "ours-bf16": Arm(label="ours, bfloat16", precision="bfloat16"),
-    "ours-bf16-tuned": Arm(
-        label="ours, bfloat16 + channels_last, fused Adam", precision="bfloat16", channels_last=True, fused=True
-    ),
 }
 
 
@@ -163,7 +158,19 @@ def _summary(ones: list[dict[str, Any]]) -> dict[str, Any]:
 def _measure_here(options: argparse.Namespace) -> None:
     """One process of an arm: warm-up, then steps under the clock."""
     with tempfile.TemporaryDirectory() as folder:
-        step = _naive_step(options) if options.inside == "naive" else _our_step(options, folder)
+        model, batch = options.models[0], options.batch
+        if options.inside == "naive":
+            step = naive_step(model, SIZE, batch)
+        else:
+            settings = ExecSpec(
+                device="cpu",
+                data_path="",
+                weights_path=None,
+                cpu_threads=options.threads,
+                gpu_fraction=0.0,
+                save_every_s=1e9,
+            )
+            step, _ = our_step(model, SIZE, batch, ARMS[options.inside].precision, settings, folder)
         for _ in range(options.warm_up):
             step()
         barrier()
@@ -172,9 +179,9 @@ def _measure_here(options: argparse.Namespace) -> None:
         report({"images": images, "seconds": time.perf_counter() - began, "threads": torch.get_num_threads()})
 
 
-def _naive_step(options: argparse.Namespace) -> Callable[[], int]:
+def naive_step(model_name: str, size: int, batch_size: int, device: str = "cpu") -> Callable[[], int]:
     """The study's loop: a function that makes one step and returns its images."""
-    store = random_images(SIZE, max(IMAGES, options.batch)).train
+    store = random_images(size, max(IMAGES, batch_size)).train
     work = Work(
         images=store.images,
         labels=store.labels.astype(np.int64),
@@ -182,15 +189,15 @@ def _naive_step(options: argparse.Namespace) -> Callable[[], int]:
         mean=store.manifest.mean,
         std=store.manifest.std,
         augment=augmentation("default"),
-        batch_size=options.batch,
+        batch_size=batch_size,
     )
     batches = _endless(torchvision_loader(work, workers=2))
-    model = build_model(ModelSpec(name=options.models[0]), work.num_classes, SIZE)
+    model = build_model(ModelSpec(name=model_name), work.num_classes, size).to(device)
     optimizer, criterion = torch.optim.Adam(model.parameters(), lr=1e-3), nn.CrossEntropyLoss()
     told = {"loss": 0.0, "correct": 0.0}
 
     def step() -> int:
-        images, labels = next(batches)
+        images, labels = (part.to(device) for part in next(batches))
         outputs = model(images)
         loss = criterion(outputs, labels)
         optimizer.zero_grad()
@@ -203,24 +210,17 @@ def _naive_step(options: argparse.Namespace) -> Callable[[], int]:
     return step
 
 
-def _our_step(options: argparse.Namespace, folder: str) -> Callable[[], int]:
-    """A run as the project opens it, with the arm's settings: a function that makes one step and returns its images."""
-    arm, threads = ARMS[options.inside], options.threads
-    settings = ExecSpec(
-        device="cpu", data_path="", weights_path=None, cpu_threads=threads, gpu_fraction=0.0, save_every_s=1e9
-    )
-    spec = spec_of(options.models[0], SIZE, options.batch)
-    spec = RunSpec.model_validate(spec.model_dump() | {"optim": spec.optim.model_dump() | {"precision": arm.precision}})
+def our_step(
+    model_name: str, size: int, batch_size: int, precision: str, settings: ExecSpec, folder: str
+) -> tuple[Callable[[], int], TrainingRun]:
+    """A run as the project opens it: a function that makes one step and returns its images, and the run."""
+    spec = spec_of(model_name, size, batch_size)
+    spec = RunSpec.model_validate(spec.model_dump() | {"optim": spec.optim.model_dump() | {"precision": precision}})
     run = open_run(
-        spec, settings, RunFolder(Storage(folder), spec.run_id), random_images(SIZE, max(IMAGES, options.batch))
+        spec, settings, RunFolder(Storage(folder), spec.run_id), random_images(size, max(IMAGES, batch_size))
     )
     loop = run.loop
     loop.train_mode()
-    if arm.channels_last:
-        loop.model.to(memory_format=torch.channels_last)
-    if arm.fused:
-        group = {**loop.optimizer.param_groups[0], "fused": True}
-        loop.optimizer = torch.optim.Adam(group.pop("params"), lr=group["lr"], fused=True)
     batches: Iterator[Batch] = _endless(loop.train)
 
     def step() -> int:
@@ -228,7 +228,7 @@ def _our_step(options: argparse.Namespace, folder: str) -> Callable[[], int]:
         loop.train_step(batch)
         return len(batch.images)
 
-    return step
+    return step, run
 
 
 def _endless(loader: Any) -> Iterator[Any]:
