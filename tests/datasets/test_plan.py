@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from toy import augment
 
+from datasets import plan as plans
 from datasets.plan import FIXED_ONE, HUE_SECTOR, Purpose, draw_plan, epoch_order, generator, plain_plan, turn_by
 
 
@@ -254,3 +255,24 @@ def test_an_erased_box_leaves_a_border_and_keeps_its_share(seed: int, size: int)
     assert (height < size).all() and (width < size).all() and (boxes >= 0).all() and (boxes <= size).all()
     if size >= 32:  # rounding sides of small images moves their product
         assert (height * width <= 0.36 * size**2).all()
+
+
+@pytest.mark.parametrize("size", [8, 32, 33])
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_one_draw_for_a_batch_is_many_equal_draws(size: int, cut: bool, mixed: bool) -> None:
+    """The short way of the study's mixing against the general one, to the bit, at the borders too."""
+    rng = np.random.default_rng(size)
+    for trial in range(300):
+        lam = float(rng.choice([0.0, 1.0])) if trial < 8 else float(rng.beta(0.5, 0.5))
+        centre, chosen = rng.integers(0, size, 2), rng.permutation(9)
+        each = plans._mixed_each(
+            np.full(9, lam),
+            np.repeat(centre[:, None], 9, axis=1),
+            np.full(9, mixed),
+            np.full(9, cut),
+            chosen,
+            size,
+        )
+        for one, other in zip(plans._mixed_alike(lam, centre, mixed, cut, chosen, size), each, strict=True):
+            assert one.dtype == other.dtype and np.array_equal(one, other)
