@@ -70,7 +70,10 @@ def step_faults(
         return [_fault("step", None, f"{len(number):,} rows, the run has {num:,} steps")]
     bad = number != np.arange(1, num + 1)
     faults = _first("step", bad, number, "is not one above the row before")
-    faults += _first("epoch", np.diff(steps["epoch"], prepend=0.0) <= 0, steps["epoch"], "is not above the row before")
+    epoch = steps["epoch"].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # infinity less itself
+        above = np.isfinite(epoch) & (np.diff(epoch, prepend=0.0) > 0)
+    faults += _first("epoch", ~above, epoch, "is not above the row before")
     for column in ("lr", "loss_nats", "loss_total_nats", "grad_norm"):
         values = steps[column].astype(np.float64)
         faults += _first(column, ~np.isfinite(values) | (values < 0), values, "is no finite number from 0 on")
@@ -129,9 +132,16 @@ def scalars_in(text: str | None) -> dict[str, float]:
     if not isinstance(found, dict):
         raise ValueError("is no JSON object")
     for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise ValueError(f"{name}: {str(value)[:40]} is no finite number")
     return {name: float(value) for name, value in found.items()}
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _fault(column: str, row: int | None, what: str) -> Fault:

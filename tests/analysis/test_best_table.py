@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from study_store import NUM_TEST, load_study, write_study_store
+from synthetic import spec_of, tables_of, write_manifest_of, write_run
 
 from analysis import best
 from analysis.courses import quantities, read_courses
@@ -17,7 +19,7 @@ from analysis.frame import Frame
 from analysis.load import AnalysisError, load_results
 from analysis.scalars_table import scalars_frame
 from analysis.tables import Source, build, main
-from trainable import records
+from trainable import records, schemas
 from trainable.records import RecordError
 from trainable.storage import Storage
 
@@ -59,6 +61,7 @@ def test_the_highest_test_accuracy_stands_beside_the_published_one(source: Sourc
     assert "neither run nor published: vit-b-8x8" in frame.notes
     assert any("50 evaluations, picked by these very images, so optimistic" in note for note in frame.notes)
     assert not any("augmentation" in note for note in frame.notes), "of the training images alone"
+    assert not any("what a model remembers" in note or "several seeds" in note for note in frame.notes)
 
 
 def test_training_images_are_a_table_of_their_own(source: Source) -> None:
@@ -74,6 +77,12 @@ def test_training_images_are_a_table_of_their_own(source: Source) -> None:
     assert shown["resnet18-gn"]["tied"] == "1"
     assert list(shown)[:2] == ["resnet18", "resnet18-wonorm"], "ties stand in the grid's order"
     assert any("Where several do, the step says nothing" in note for note in frame.notes)
+    assert any("what a model remembers of them, and not how well it generalises" in note for note in frame.notes)
+    published = {run.label: run.published for run in load_study("ablations").runs}
+    for label, values in numbers(frame).items():
+        theirs = published[label]
+        if theirs is not None:
+            assert (values["published_top1"], values["published_step"]) == (theirs.train_top1, theirs.train_step)
     marked = {label for label, cells in shown.items() if cells["notes"]}
     assert marked == {"resnet18-aug"}
     told = numbers(frame)["resnet18-aug"]["notes"]
@@ -169,3 +178,108 @@ def test_one_part_is_a_number_without_spread(source: Source) -> None:
     scale, temperature = (dict(zip(frame.columns, cells, strict=True)) for cells in frame.rows)
     assert (scale["mean ± sd"], scale["lowest"], scale["notes"]) == ("2.000", "—", "")
     assert (temperature["mean ± sd"], temperature["lowest"], temperature["notes"]) == ("2.000 ± 1.4142", "1.000", "[1]")
+
+
+COURSES = {
+    "wide": {1: ((0.2, 0.5, 0.4), (0.6, 0.8, 0.6)), 2: ((0.3, 0.3, 0.6), (0.8, 0.8, 1.0))},
+    "narrow": {1: ((0.1, 0.7, 0.7), (0.5, 0.7, 0.6))},
+}
+"""By row and seed: top-1 on the test images and on the first training images, by evaluation."""
+FIRST = {"wide": 5, "narrow": 7, "little": 5, "much": 5, "none": 5}
+SAID = {
+    "wide": {"top1": 0.52, "step": 20, "train_top1": 0.95, "train_step": 30, "note": "train_5 as of the second try"},
+    "little": {"top1": 0.3},
+    "much": {"top1": 0.4, "train_top1": 0.8},
+}
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Two rows done whose seeds and first training images are not alike, two that were published alone, and one that
+    is neither."""
+    storage = Storage(str(tmp_path_factory.mktemp("unlike")))
+    specs = {}
+    for place, (label, first) in enumerate(FIRST.items()):
+        fields = {"evaluate.train_first": first, "evaluate.train_augmented": True, "optim.lr": 0.1 / (1 + place)}
+        specs[label] = [spec_of("red", "small_resnet", "none", False, seed, **fields) for seed in (1, 2)]
+        for spec in specs[label]:
+            if (courses := COURSES.get(label, {}).get(spec.seed)) is None:
+                continue
+            key = {"run_id": spec.run_id, "attempt_id": "a1"}
+            rows = [
+                {
+                    **key,
+                    "eval_index": i,
+                    "split": split,
+                    "step": 10 * (i + 1),
+                    "epoch": i + 1.0,
+                    "top1": top1,
+                    "loss_nats": 1.0,
+                }
+                for split, course in zip(("test", f"train_{first}"), courses, strict=True)
+                for i, top1 in enumerate(course)
+            ]
+            epochs = pa.Table.from_pylist(rows, schema=schemas.EPOCHS)
+            write_run(storage, spec, {**tables_of(spec, images=20, classes=5), "epochs": epochs})
+    write_manifest_of(storage, specs, SAID)
+    return Source(storage, load_results(storage, "made"))
+
+
+def test_seeds_that_are_not_alike_are_averaged_each_with_its_own_best(unlike: Source) -> None:
+    frame = build(unlike, "T15")
+    shown, found = lines(frame), numbers(frame)
+    assert list(shown) == ["narrow", "wide", "much", "little"], "then the published ones, the highest first"
+    wide = [shown["wide"][name] for name in ("our maximum %", "its step", "tied", "our last %", "difference")]
+    assert wide == ["55.00 ± 7.07", "20 to 30", "1", "50.00 ± 14.14", "+3.00"]
+    assert found["wide"]["best_top1"] == pytest.approx(0.55) and found["wide"]["last_top1"] == pytest.approx(0.5)
+    assert (shown["narrow"]["seeds"], shown["narrow"]["tied"], shown["narrow"]["difference"]) == ("1", "2", "—")
+    assert (shown["much"]["published %"], shown["much"]["our last %"], shown["much"]["seeds"]) == ("40.00", "—", "0")
+    assert any(note.startswith("difference: our maximum less published") for note in frame.notes)
+    assert "neither run nor published: none" in frame.notes
+
+
+def test_published_values_of_the_last_step_are_compared_with_ours_of_it(unlike: Source) -> None:
+    """Of the test images: nobody published the last accuracy on training images."""
+    last = Source(unlike.storage, dataclasses.replace(unlike.results, published_eval="final"))
+    test, train = build(last, "T15"), build(last, "T16")
+    assert numbers(test)["wide"]["difference"] == pytest.approx(0.5 - 0.52)
+    assert any(note.startswith("difference: our last less published") for note in test.notes)
+    assert numbers(train)["wide"]["difference"] == pytest.approx(0.9 - 0.95)
+    assert any(note.startswith("difference: our maximum less published") for note in train.notes)
+
+
+def test_rows_of_other_first_images_say_which(unlike: Source) -> None:
+    """A remark that two rows share has one number."""
+    frame = build(unlike, "T16")
+    assert [cells[:2] for cells in frame.rows] == [("wide", "train_5"), ("narrow", "train_7"), ("much", "train_5")]
+    assert frame.left == 2 and "the highest accuracy on train_5 or train_7" in frame.title
+    assert [lines(frame)[label]["notes"] for label in ("wide", "narrow", "much")] == ["[1] [2]", "[1]", ""]
+    told = [note for note in frame.notes if note.startswith("[")]
+    assert [note[:16] for note in told] == ["[1] seen through", "[2] published: t"]
+    assert "neither run nor published: little, none" in frame.notes
+    assert "split" not in build(unlike, "T15").columns
+
+
+def test_lowest_and_highest_are_means_over_seeds(source: Source) -> None:
+    """Of a name's parts the last alone is dropped; every row's remark has its own number."""
+    row = source.results.rows[0]
+    told = (
+        '{"near.scale.0": 1.0, "near.scale.1": 3.0, "far.scale.0": 5.0}',
+        '{"near.scale.0": 4.0, "near.scale.1": 9.0, "far.scale.0": 7.0}',
+    )
+    runs = tuple(
+        dataclasses.replace(row.done[0], seed=seed, trial={**row.done[0].trial, "final_scalars_json": text})
+        for seed, text in enumerate(told)
+    )
+    one = dataclasses.replace(row, label="one", runs=runs, published={"note": "near.scale 4"})
+    other = dataclasses.replace(one, label="other", published={"note": "near.scale 5"})
+    frame = scalars_frame(dataclasses.replace(source.results, rows=(one, other)))
+    assert [raw["quantity"] for raw in frame.raw] == ["near.scale", "far.scale"] * 2
+    near, far = frame.raw[:2]
+    assert (near["mean"], near["lowest"], near["highest"]) == (4.25, 2.5, 6.0)
+    assert (near["num_seeds"], near["num_parts"], near["mean_by_seed"]) == (2, 2, "2.0 6.5")
+    assert (far["mean"], far["sd"], far["num_parts"], far["mean_by_seed"]) == (6.0, None, 1, "5.0 7.0")
+    assert [cells[frame.columns.index("notes")] for cells in frame.rows] == ["[1]", "", "[2]", ""]
+    assert frame.notes[1:] == ("[1] published: near.scale 4", "[2] published: near.scale 5")
+    assert "as the mean over seeds" in frame.notes[0]
+    assert "as the mean over seeds" not in scalars_frame(source.results).notes[0]

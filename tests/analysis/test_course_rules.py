@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,67 @@ def test_only_a_run_that_was_not_trained_has_no_training_rows() -> None:
     assert split_faults(rows("test", "train", "train_5"), SPEC, {**TRIAL, "num_val": 3})
 
 
+def test_first_training_images_are_as_many_as_were_asked_for() -> None:
+    fewer = [{**row, "num_images": 4} if row["split"] == "train_5" else row for row in rows("test", "train", "train_5")]
+    (fault,) = split_faults(fewer, SPEC, TRIAL)
+    assert (fault.column, fault.row, fault.what) == ("num_images", 2, "4 of split train_5, which has 5")
+    held = [
+        {**row, "num_images": 9} if row["split"] == "val" else row for row in rows("test", "train", "train_5", "val")
+    ]
+    (fault,) = split_faults(held, SPEC, {**TRIAL, "num_val": 3})
+    assert fault.what == "9 of split val, which has 3"
+
+
+STEPS = {
+    "step": [1, 2, 3, 4],
+    "epoch": [0.1, 0.2, 0.3, 0.4],
+    "lr": [0.4, 0.3, 0.2, 0.1],
+    "loss_nats": [2.0, 1.5, 1.2, 1.0],
+    "loss_total_nats": [2.0, 1.5, 1.2, 1.0],
+    "grad_norm": [1.0, 1.0, 1.0, 0.0],
+    "top1": [0.0, 0.5, 0.5, 1.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "row", "message"),
+    [
+        ("epoch", [0.1, 0.2, 0.2, 0.4], 2, "0.2 is not above the row before"),
+        ("epoch", [0.0, 0.2, 0.3, 0.4], 0, "0.0 is not above the row before"),
+        ("epoch", [0.1, math.nan, 0.3, 0.4], 1, "nan is not above the row before"),
+        ("epoch", [0.1, 0.2, 0.3, math.inf], 3, "inf is not above the row before"),
+        ("epoch", [0.1, 0.2, math.inf, math.inf], 2, "inf is not above the row before (so in 2 rows)"),
+        ("lr", [0.4, -0.3, 0.2, 0.1], 1, "-0.3 is no finite number from 0 on"),
+        ("lr", [0.4, 0.3, 0.2, 0.10001], 3, "0.10001, epochs says 0.1 at this step"),
+        ("loss_nats", [-2.0, 1.5, 1.2, 1.0], 0, "-2.0 is no finite number from 0 on"),
+        ("loss_total_nats", [2.0, 1.5, 1.2, math.nan], 3, "nan is no finite number from 0 on"),
+        ("loss_total_nats", [2.0, 1.5, 0.9, 0.8], 2, "0.799999 to 0.900001 in steps 3 to 4, epochs says 1.1"),
+        ("loss_total_nats", [2.0, 1.5, 1.3, 1.2], 2, "1.2 to 1.3 in steps 3 to 4, epochs says 1.1"),
+        ("grad_norm", [1.0, -1.0, -1.0, 0.0], 1, "-1.0 is no finite number from 0 on (so in 2 rows)"),
+        ("top1", [-0.1, 0.5, 0.5, 1.0], 0, "-0.1 is no fraction"),
+    ],
+)
+def test_every_column_of_steps_has_its_bounds(column: str, values: list[float], row: int, message: str) -> None:
+    train = [
+        {"split": "train", "step": step, "lr": rate, "loss_nats": loss}
+        for step, rate, loss in ((2, 0.3, 1.7), (4, 0.1, 1.1))
+    ]
+    spec, trial = {"evaluate": {"record_steps": True}}, {"steps": 4}
+    own = {name: np.array(numbers) for name, numbers in STEPS.items()}
+    assert not step_faults(own, train, spec, trial)
+    (fault,) = step_faults({**own, column: np.array(values)}, train, spec, trial)
+    assert (fault.rule, fault.column, fault.row) == ("steps", column, row)
+    assert fault.what.startswith(message)
+
+
+@pytest.mark.parametrize("steps", [(2, 2), (4, 2), (2, 5), (0, 4)])
+def test_learning_curves_are_of_steps_that_there_are(steps: tuple[int, ...]) -> None:
+    train = [{"split": "train", "step": step, "lr": None, "loss_nats": None} for step in steps]
+    own = {name: np.array(numbers) for name, numbers in STEPS.items()}
+    (fault,) = step_faults(own, train, {"evaluate": {"record_steps": True}}, {"steps": 4})
+    assert fault.what == f"epochs has an evaluation at step {0 if 0 in steps else steps[1]}, which it has not"
+
+
 def test_step_0_is_of_a_run_that_goes_no_further() -> None:
     assert not epoch_faults(rows("test", "train_5", steps=(0,)))
     for steps in ((0, 0), (0, 2), (-1,)):
@@ -190,7 +252,8 @@ def test_step_0_is_of_a_run_that_goes_no_further() -> None:
 def test_numbers_of_the_model_itself() -> None:
     assert not scalar_faults(TRIAL), "an older version recorded none"
     assert scalars_in(json.dumps({"temperature.0": 1})) == {"temperature.0": 1.0}
-    for bad in ("[]", "{", '{"a": "1"}', '{"a": true}', '{"a": Infinity}', '{"a": null}'):
+    beyond = '{"a": 1' + "0" * 400 + "}"
+    for bad in ("[]", "{", '{"a": "1"}', '{"a": true}', '{"a": Infinity}', '{"a": null}', beyond):
         with pytest.raises(ValueError, match=r"is no (JSON object|finite number)"):
             scalars_in(bad)
 

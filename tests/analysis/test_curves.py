@@ -16,6 +16,7 @@ from synthetic import design, tables_of, write_manifest_of, write_run
 from analysis import best, curves
 from analysis.courses import Point, quantities, read_courses
 from analysis.load import load_results
+from analysis.plotting import style
 from trainable import records, schemas
 from trainable.storage import Storage
 
@@ -189,6 +190,58 @@ def test_how_many_are_averaged_can_be_asked(
     assert "mean of 390 successive values" in capsys.readouterr().out
     assert call(ablations, tmp_path, *given, "--average", "0") == 2
     assert "--average 0: give 1 (every value) or more" in capsys.readouterr().err
+
+
+def course(values: list[float]) -> list[Point]:
+    return [Point(step=step, x=step, place=step, value=value) for step, value in enumerate(values, 1)]
+
+
+@pytest.fixture
+def uneven(store: Storage) -> tuple[list[curves.Group], dict[tuple[str, str], list[Point]]]:
+    """A row of two seeds with eleven values, and a row with three."""
+    long, _, short = curves.grouped(load_results(store, "made"), [])
+    found = {(run.run_id, "train"): course([run.seed * 2.0**step for step in range(11)]) for run in long.runs}
+    return [long, short], {**found, (short.runs[0].run_id, "train"): course([1.0, 5.0, 9.0])}
+
+
+@pytest.mark.parametrize(
+    ("most", "average", "width", "places"),
+    [
+        (4, None, 3, [2, 5, 8, 10.5]),
+        (5, None, 3, [2, 5, 8, 10.5]),
+        (6, None, 2, [1.5, 3.5, 5.5, 7.5, 9.5, 11]),
+        (10, None, 2, [1.5, 3.5, 5.5, 7.5, 9.5, 11]),
+        (11, None, 1, list(range(1, 12))),
+        (1, 4, 4, [2.5, 6.5, 10]),
+        (1, 10, 10, [5.5, 11]),
+        (1, 5000, 11, [6]),
+    ],
+)
+def test_points_are_as_many_as_may_be_and_no_more(
+    most: int,
+    average: int | None,
+    width: int,
+    places: list[float],
+    uneven: tuple[list[curves.Group], dict[tuple[str, str], list[Point]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The longest line decides for all; a point is the mean of its own values, be they fewer."""
+    groups, courses = uneven
+    monkeypatch.setattr(curves, "MOST_POINTS", most)
+    with style():
+        page = curves.draw(
+            groups, {"grad_norm": courses}, ["train"], x="step", name="curves", title="Grid", average=average
+        )
+    long, short = ([row for row in page.numbers if row["group"] == group.name] for group in groups)
+    assert [row["step"] for row in long] == places and {row["averaged"] for row in page.numbers} == {width}
+    values = [2.0**step for step in range(11)]
+    means = [float(np.mean(values[start : start + width])) for start in range(0, 11, width)]
+    assert [(row["low"], row["mean"], row["high"]) for row in long] == [
+        (pytest.approx(mean), pytest.approx(1.5 * mean), pytest.approx(2 * mean)) for mean in means
+    ], "the band is that of the seeds' means"
+    assert short[0]["mean"] == pytest.approx(np.mean([1.0, 5.0, 9.0][:width]))
+    told = f"grad_norm: a point is the mean of {width} successive values."
+    assert (told in page.caption) == (width > 1)
 
 
 def test_merged_rows_of_steps_are_said(ablations: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

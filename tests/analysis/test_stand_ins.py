@@ -111,6 +111,8 @@ def test_many_rows_are_counted() -> None:
         and "row-11, 3 more rows: weights are" in told
         and "row-12" not in told
     )
+    twelve = note({f"row-{number}": "seed 0" for number in range(12)})
+    assert "row-10, row-11: weights are" in twelve and "more rows" not in twelve
 
 
 def test_every_table_says_it_in_every_format(
@@ -283,6 +285,16 @@ def test_other_tables_say_it(command: object, name: str, arguments: list[str], s
         assert COLUMN in (tmp_path / "demo" / f"{name}-confusion.csv").read_text()
         assert run_report.main(["vit-mixup/1", "--results", store.uri, "--out", str(tmp_path)]) == 0
         assert WORDS not in (tmp_path / "demo" / "run-vit-mixup-1.md").read_text(), "a run of other weights"
+    elif command is best:
+        for line in rows_of((tmp_path / "demo" / f"{name}.csv").read_text()):
+            label = line["row"]
+            assert line[COLUMN] == (f"{OWN[label]} ({label})" if label in OWN else "")
+        own_lines = {
+            line.split("|")[1].strip()
+            for line in (tmp_path / "demo" / f"{name}.md").read_text().splitlines()
+            if SIGN in line and line[0] == "|"
+        }
+        assert own_lines == {f"{label} {SIGN}" for label in OWN}
     elif command is pivot:
         lines = (tmp_path / "demo" / "pivot.md").read_text().splitlines()
         signed = [line for line in lines if line.startswith("|") and SIGN in line]
