@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept_results import CHECKS, Result, check_head, check_trials, check_versions
 from numpy.typing import NDArray
 from toy import augment
 
-from benchmarks import augment_c, measuring, peers, scaling
+from benchmarks import augment_c, card, measuring, peers, scaling
 from benchmarks.arms import ARMS, STUDY_ARMS, augmentation
 from benchmarks.augment import FILES, count_lines, verdict
 from benchmarks.loader_memory import map_of, private_bytes
@@ -30,120 +29,6 @@ from datasets.normalize import normalization
 from datasets.plan import draw_plan, epoch_order
 
 RESULTS = sorted((Path(__file__).resolve().parent.parent / "benchmarks" / "results").glob("*.json"))
-Result = dict[str, Any]
-
-
-def check_head(path: Path, root: Path) -> Result:
-    """What every result says. Returns it."""
-    result: Result = json.loads(path.read_text(encoding="utf-8"))
-    assert path.name.startswith(f"{result['benchmark']}-")
-    assert (root / "benchmarks" / f"{result['benchmark']}.py").is_file()
-    assert datetime.fromisoformat(result["measured_at"]).tzinfo is not None
-    assert result["device"] and result["threads"] >= 1 and result["load"] >= 0
-    return result
-
-
-def check_versions(result: Result, libraries: set[str]) -> None:
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", result["commit"])
-    assert libraries <= result["versions"].keys() and result["cores"] >= 1
-
-
-def check_spread(value: dict[str, Any], repeats: int) -> None:
-    assert set(value) == {"median", "low", "high", "repeats"} and len(value["repeats"]) == repeats
-    assert 0 < value["low"] <= value["median"] <= value["high"]
-
-
-def check_loaders(result: Result) -> None:
-    check_versions(result, {"python", "torch", "torchvision", "timm", "numpy", "numba", "ffcv"})
-    repeats = result["repeats"]
-    for one in result["results"]:
-        lost = sum(
-            (failed["dataset"], failed["arm"], failed["loader"]) == (one["dataset"], one["arm"], one["loader"])
-            for failed in result["failed"]
-        )
-        for key in ("images_per_s", "images_per_cpu_s", "first_batch_s"):
-            check_spread(one[key], repeats - lost)
-        assert 0 <= one["clean"] <= repeats and one["threads"] >= 1 and one["image_bytes"] > 0
-        assert one["ratio_to_ours"] == 1 or one["loader"] != "ours"
-        assert one["share_of_bandwidth"] > 0
-    for rate in result["bandwidth"].values():
-        check_spread(rate, repeats)
-    assert all(isinstance(reason, str) and reason for reason in result["skipped"].values())
-
-
-def check_trials(trials: Result) -> None:
-    count = trials["trials"]
-    assert all(len(trials[key]) == count for key in ("imports_bytes", "private_bytes", "map", "images_per_s"))
-    for private, of_map in zip(trials["private_bytes"], trials["map"], strict=True):
-        assert private < trials["imports_bytes"][0], "a loader takes less than the libraries"
-        assert of_map["private_bytes"] == 0 and 0 < of_map["resident_bytes"] <= trials["map_file_bytes"] + 4096
-        assert of_map["share_bytes"] <= of_map["resident_bytes"] / count * 1.05, "the page cache is one"
-
-
-def check_augment(result: Result) -> None:
-    check_versions(result, {"python", "torch", "numpy", "numba"})
-    names = set(result["lines_of_code"])
-    assert {"numba", "torch"} <= names and (result["compiler"] is None) == ("C" not in names)
-    assert all(lines > 50 for lines in result["lines_of_code"].values())
-    rates = {name: [row["kernels"][name]["images_per_cpu_s"]["median"] for row in result["rows"]] for name in names}
-    for row in result["rows"]:
-        assert row["arm"] in ARMS and set(row["kernels"]) == names
-        for kernel in row["kernels"].values():
-            for key in ("images_per_cpu_s", "images_per_s"):
-                check_spread(kernel[key], result["repeats"])
-    ordered = {name: rates[name] for name in result["rows"][0]["kernels"]}
-    assert result["verdict"] == verdict(ordered, result["lines_of_code"]), "the sentence follows from the numbers"
-
-
-def check_step(result: Result) -> None:
-    check_versions(result, {"python", "torch", "torchvision", "timm", "ray"})
-    if (trained := result.get("throughput")) is not None:
-        for row in trained["rows"]:
-            check_spread(row["images_per_s"], len(row["other_load"]))
-            assert row["threads"] >= 1 and (row["arm"] == "naive" or row["threads"] == 1)
-            assert (row["trials"] == 1) if row["arm"] == "naive" else (row["trials"] == result["cores"])
-        assert result["bfloat16"] or "ours-bf16" not in {row["arm"] for row in trained["rows"]}
-    if (over := result.get("oversubscription")) is not None:
-        cases = over["cases"]
-        assert [cases[name]["threads"] for name in ("a thread each", "a thread a core each")] == [1, result["cores"]]
-        for case in cases.values():
-            check_spread(case["images_per_s"], len(case["other_load"]))
-    if (enforced := result.get("enforcement")) is not None:
-        assert set(enforced["environment"].values()) == {str(enforced["threads"])} and enforced["torch_threads"] == 1
-        assert all(pool["threads"] == enforced["threads"] for pool in enforced["pools"])
-        asked = {name: work["kept"] for name, work in enforced["work"].items() if "set_num_threads" not in name}
-        assert len(asked) >= 3 and all(asked.values())
-
-
-def check_scaling(result: Result) -> None:
-    check_versions(result, {"python", "torch", "numpy", "numba", "pyarrow"})
-    for row in result["rows"]:
-        assert len(row["sizes"]) == len(row["costs"]) == len(result["scales"]) >= 2
-        assert row["sizes"] == sorted(row["sizes"]) and min(row["costs"]) > 0
-        assert row["exponent"] == pytest.approx(scaling.growth(row["sizes"], row["costs"]), abs=0.01)
-
-
-def check_resize(result: Result) -> None:
-    check_versions(result, {"python", "numpy", "numba", "pillow", "torch", "torchvision"})
-    assert {"bicubic_64_to_224", "bilinear_64_to_224", "bicubic_opencv_64_to_224"} <= set(result["kernels"])
-    for name, measured in result["kernels"].items():
-        assert set(measured) == {"ours_us"} | (set() if "opencv" in name else {"pillow_us", "torchvision_us"})
-        for one in measured.values():
-            check_spread(one, result["rounds"])
-    stored = result["batches"]
-    assert stored["large_bytes"] > 10 * stored["small_bytes"] and stored["written_s"] > 0
-    assert {"resized_warm", "stored_warm", "resized_cold", "stored_cold"} <= set(stored["images_per_s"])
-    for name, one in stored["images_per_s"].items():
-        check_spread(one, 5 if "jpeg" in name else result["rounds"])
-
-
-CHECKS: dict[str, Callable[[Result], None]] = {
-    "resize": check_resize,
-    "loader": check_loaders,
-    "augment": check_augment,
-    "step": check_step,
-    "scaling": check_scaling,
-}
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
@@ -242,9 +127,33 @@ def test_step_runs(root: Path, tmp_path: Path) -> None:
     assert {"naive", "ours"} <= {row["arm"] for row in result["throughput"]["rows"]}
     assert not result["throughput"]["failed"] and "x naive" in shown
     work = result["enforcement"]["work"]
-    assert work["numpy (BLAS)"]["threads_at_work"] == 1
+    assert {one["threads_at_work"] for one in work.values()} == {1}, "also where the model asks torch for two"
     if result["cores"] > 1:
         assert work["numpy (BLAS)"]["threads_at_work_unkept"] > 1, "the same work spreads where nothing keeps it"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@NOT_IN_CI
+def test_the_cards_benchmark_runs_on_a_cpu(root: Path, tmp_path: Path) -> None:
+    small = ["--device", "cpu", "--models", "small_vit", "--sizes", "8", "--arms", "naive,float32", "--together", "1,2"]
+    short = ["--batch", "8", "--images", "64", "--seconds", "0.1", "--warm-up", "1", "--repeats", "1"]
+    result, shown = run(root, tmp_path, "benchmarks.card", *small, *short)
+    assert len(result["loader"]) == 8 and len(result["cells"]) == len(result["packing"]) == 2
+    assert not [row["failed"] for part in ("loader", "cells", "packing") for row in result[part] if "failed" in row]
+    assert result["grid"] is None and "the study's loop" in shown and "trials at once" in shown
+
+
+def test_the_grid_is_predicted_from_the_best_packing_of_every_cell() -> None:
+    def packed(model: str, size: int, together: int, rate: float) -> dict[str, Any]:
+        return {"model": model, "image_size": size, "together": together, "images_per_s": {"median": rate}}
+
+    rows = [packed(model, size, count, 1e4 * count) for model in card.MODELS for size in (32, 64) for count in (1, 4)]
+    grid = card._grid({"packing": [*rows, {"model": card.MODELS[0], "image_size": 32, "together": 8, "failed": "no"}]})
+    assert grid is not None and {cell["together"] for cell in grid["cells"]} == {4}
+    images = 2 * 6 * 50 * (50_000 + 100_000 + 2 * 10_000 / 3)
+    assert grid["minutes"] == pytest.approx(images / 4e4 / 60, abs=0.03)
+    assert card._grid({"packing": rows[:6]}) is None, "a cell is missing"
 
 
 @pytest.mark.slow
