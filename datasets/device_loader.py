@@ -22,8 +22,9 @@ from datasets.spec import AugmentSpec
 from datasets.store import ArrayStore, Manifest
 from datasets.subset import Rows
 
-GROUP_IMAGES = 2048
-"""Images that are prepared together: what a launch costs is shared by them, and 64 pixels take 100 MB of float32."""
+GROUP_PIXELS = 1 << 21
+"""Of the images that are prepared together, 2,048 of 32 pixels: they share what a launch costs, and take 25 MB of
+float32 for each of the few steps on their way."""
 _UPLOAD_BYTES = 1 << 26
 
 
@@ -86,7 +87,7 @@ class DeviceLoader(Epochs[_Planned]):
             augmented=augmented,
             drop_last=drop_last,
             ahead=ahead,
-            group=max(1, GROUP_IMAGES // batch_size),
+            group=max(1, GROUP_PIXELS // (manifest.image_size**2 * batch_size)),
         )
         self._images, self._dtype, self._channels_last = images, dtype, channels_last
         rule = normalization(augment, manifest, training=self._augmented)

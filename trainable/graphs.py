@@ -36,7 +36,7 @@ def record_on_card(step: Callable[[], None]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(aside)
     torch.cuda.empty_cache()  # what plain steps held is room for the recorded one
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the loader's thread goes on pinning memory
         step()
     return graph.replay
 

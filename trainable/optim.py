@@ -117,8 +117,11 @@ def build_optimizer(optim: OptimSpec, model: nn.Module) -> torch.optim.Optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[Any] = parameters
     on_card = all(parameter.is_cuda for parameter in parameters)
-    # on a card the rate lies there, too, so that a recorded step reads what the host has written
-    lr = torch.tensor(optim.lr, device=parameters[0].device) if on_card else optim.lr
+
+    def rate() -> Any:
+        """On a card it lies there, one a group, so that a recorded step reads what the host has written."""
+        return torch.tensor(optim.lr, device=parameters[0].device) if on_card else optim.lr
+
     if optim.layer_decay is not None:
         from timm.optim import param_groups_layer_decay
 
@@ -127,17 +130,17 @@ def build_optimizer(optim: OptimSpec, model: nn.Module) -> torch.optim.Optimizer
                 "optim.layer_decay: needs a model of timm, which says what its layers are; set it to null for this one"
             )
         groups = [
-            {"params": group["params"], "lr_scale": group["lr_scale"]}
+            {"params": group["params"], "lr_scale": group["lr_scale"], "lr": rate()}
             for group in param_groups_layer_decay(model, layer_decay=optim.layer_decay)
         ]
     if optim.name == "sgd":
         assert optim.momentum is not None, "checked by OptimSpec"
-        return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
+        return torch.optim.SGD(groups, lr=rate(), momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True)
     assert optim.betas is not None and optim.eps is not None, "checked by OptimSpec"
     kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
     return kind(
         groups,
-        lr=lr,
+        lr=rate(),
         betas=optim.betas,
         eps=optim.eps,
         weight_decay=optim.weight_decay,

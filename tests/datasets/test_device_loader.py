@@ -58,7 +58,7 @@ def test_two_epochs_are_the_cpu_loaders(
     toy: Dataset, mix: str, fields: dict[str, object], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In groups of three batches, so that an epoch of four ends within one."""
-    monkeypatch.setattr(device_loader, "GROUP_IMAGES", 48)
+    monkeypatch.setattr(device_loader, "GROUP_PIXELS", 48 * 64)
     spec = augment(**fields, mix=mix, mix_alpha=None if mix == "none" else 1.0)
     cpu, ours = both(toy, spec, device)
     for _ in range(2):
@@ -78,7 +78,7 @@ def test_resume_anywhere_yields_the_same_batches_in_other_groups(
     toy: Dataset, stop_at: int, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saved by one kind of loader, resumed by the other: a run may go on where there is no card."""
-    monkeypatch.setattr(device_loader, "GROUP_IMAGES", 48)
+    monkeypatch.setattr(device_loader, "GROUP_PIXELS", 48 * 64)
     spec = augment(**PLAIN, mix="cutmix", mix_alpha=1.0)
     stream = [batch for loader in both(toy, spec)[:1] for _ in range(4) for batch in copies(loader)]
     stopped, resumed = both(toy, spec, ahead=ahead)
