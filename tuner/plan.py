@@ -16,7 +16,7 @@ from tuner.facts import LocalFacts
 from tuner.grid import Grid, PlannedRun
 from tuner.ledger import Survey
 from tuner.packing import Schedule, simulate
-from tuner.resources import Node, ResourceError, Resources
+from tuner.resources import Node, ResourceError, Resources, shares_to_try
 
 UNKNOWN_S = 60.0
 """Taken for a run of which nothing is known, where nothing is known of any other."""
@@ -89,7 +89,8 @@ def make_plan(
     gpu_share: float | None,
     device: str,
 ) -> Plan:
-    """Plans what is left of a grid.
+    """Plans what is left of a grid. Where shares of a card follow from memory, several least shares are simulated and
+    the one that ends soonest is kept: sharing fills gaps between kernels, and more cards want fewer runs each.
 
     Args:
         grid: its runs.
@@ -114,17 +115,27 @@ def make_plan(
     data = {run.spec.data.dataset for run in grid.runs}
     known = {name: (facts.manifest(name), facts.num_test(name)) for name in data}
     costs = predictor.predict({run.run_id: (run.spec, *known[run.spec.data.dataset]) for run in grid.runs})
-    resources = Resources(nodes, cpus=cpus, gpu_share=gpu_share, costs=costs)
-    seconds = durations(costs, resources)
-    bundles = {run_id: resources.bundle(run_id) for run_id in costs}
-    return Plan(
-        device=target,
-        nodes=tuple(nodes),
-        costs=costs,
-        resources=resources,
-        seconds=seconds,
-        schedule=simulate(_unfinished(grid, found), seconds, bundles, nodes),
-    )
+    left = sum(not state.is_finished() for state in _unfinished(grid, found).states.values())
+    cards = int(sum(node.gpus for node in nodes))
+
+    def with_shares(at_least: float) -> Plan:
+        resources = Resources(nodes, cpus=cpus, gpu_share=gpu_share, costs=costs, at_least=at_least)
+        seconds = durations(costs, resources)
+        bundles = {run_id: resources.bundle(run_id) for run_id in costs}
+        return Plan(
+            device=target,
+            nodes=tuple(nodes),
+            costs=costs,
+            resources=resources,
+            seconds=seconds,
+            schedule=simulate(_unfinished(grid, found), seconds, bundles, nodes),
+        )
+
+    plan = with_shares(0.0)
+    if not plan.resources.from_memory:
+        return plan
+    others = [with_shares(at_least) for at_least in shares_to_try(left, cards)]
+    return min([*others, plan], key=lambda one: one.schedule.makespan_s)  # of equal ones, the fewest runs a card
 
 
 def _unfinished(grid: Grid, found: Survey) -> RunDag:

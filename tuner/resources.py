@@ -64,13 +64,20 @@ class Resources:
         cpus: cores, and threads, of a trial.
         gpu_share: for all; None derives each run's from its predicted or measured peak.
         costs: predictions by run id; None where nothing is known.
+        at_least: share of a card that no run gets less of where shares follow from memory.
 
     Raises:
         ResourceError: no machine can hold a trial.
     """
 
     def __init__(
-        self, nodes: Sequence[Node], *, cpus: int, gpu_share: float | None, costs: Mapping[str, Cost | None]
+        self,
+        nodes: Sequence[Node],
+        *,
+        cpus: int,
+        gpu_share: float | None,
+        costs: Mapping[str, Cost | None],
+        at_least: float = 0.0,
     ) -> None:
         self.nodes = tuple(nodes)
         gpus = [node for node in nodes if node.gpus]
@@ -90,7 +97,7 @@ class Resources:
             elif self._card is None or cost is None:
                 share = 1.0
             else:
-                share = share_for(cost.memory_bytes, self._card)
+                share = max(share_for(cost.memory_bytes, self._card), at_least)
             self._bundles[run_id] = Bundle(cpus=cpus, share=share, memory_bytes=0)
         if not any(bundle.share for bundle in self._bundles.values()):
             self._set_memory(costs, max((cost.memory_bytes for cost in known), default=0.0), cpus)
@@ -160,6 +167,12 @@ def share_for(peak_bytes: float, card_bytes: float) -> float:
     return _fraction(int(card_bytes // (peak_bytes * HEADROOM + CUDA_CONTEXT_BYTES)))
 
 
+def shares_to_try(runs: int, cards: int) -> list[float]:
+    """Least shares worth trying for a grid: every 1/k from one run a card to as many as there are."""
+    most = max(1, min(MOST_A_CARD, -(-runs // max(1, cards))))
+    return [_fraction(parts) for parts in range(1, most + 1)]
+
+
 def _fraction(parts: int) -> float:
     """1/parts, cut after four digits as Ray counts, so that all parts fit."""
     return int(10_000 / max(1, parts)) / 10_000
@@ -189,6 +202,8 @@ def _too_large(bundle: Bundle, nodes: Sequence[Node]) -> str:
     )
 
 
+MOST_A_CARD = 8
+"""Runs a card above which shares follow from memory alone."""
 _KEYS = ("nodes", "cpus", "gpus", "gpu_memory_gib", "memory_gib", "gpu_tflops")
 
 

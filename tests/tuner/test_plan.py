@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,20 @@ def test_a_share_follows_from_what_a_probe_measured(demo: Grid, storage: Storage
     assert {known.resources.bundle(run.run_id).share for run in demo.runs} == {0.25}
     assert known.resources.probed(probed[0].run_id, known.costs).share == 0.25
     assert {entry["basis"] for entry in known.predicted().values()} == {"measured"}
+
+
+@pytest.mark.parametrize("cards", [1, 3, 8, 40])
+def test_of_the_shares_that_hold_a_run_the_one_that_ends_soonest_is_kept(
+    cards: int, demo: Grid, storage: Storage, facts: LocalFacts
+) -> None:
+    """No share that a person could give would have ended sooner in the simulation, unless it does not hold the runs."""
+    measured(storage, demo, gpu_fraction=1.0)
+    node = replace(CARD, gpus=float(cards), cpus=64.0)
+    auto = plan(demo, storage, facts, node)
+    shares = {auto.resources.bundle(run.run_id).share for run in demo.runs}
+    assert min(shares) >= 0.25 - 1e-4 and (shares == {1.0} or cards < 40)
+    for given in (1.0, 0.5, 0.3333, 0.25):
+        assert auto.schedule.makespan_s <= plan(demo, storage, facts, node, gpu_share=given).schedule.makespan_s + 1e-6
 
 
 def test_only_shares_that_rest_on_a_guess_are_probed(demo: Grid, storage: Storage, facts: LocalFacts) -> None:

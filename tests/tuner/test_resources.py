@@ -7,7 +7,7 @@ import pytest
 from trainable.costs import CUDA_CONTEXT_BYTES
 from trainable.opening import memory_cap
 from tuner.cost import Cost
-from tuner.resources import GIB, HEADROOM, Bundle, Node, ResourceError, Resources, described, share_for
+from tuner.resources import GIB, HEADROOM, Bundle, Node, ResourceError, Resources, described, share_for, shares_to_try
 
 CARD = Node(cpus=24, gpus=2, memory_bytes=100 * GIB, gpu_memory_bytes=24 * GIB)
 
@@ -46,6 +46,23 @@ def test_every_run_gets_the_share_of_its_own_peak() -> None:
     shares = {name: resources.bundle(name).share for name in ("small", "large", "unknown")}
     assert shares == {"small": 0.125, "large": 0.5, "unknown": 1.0}
     assert resources.slots() == 16 and resources.uses_gpus() and resources.from_memory
+
+
+@pytest.mark.parametrize(
+    ("runs", "cards", "parts"),
+    [(24, 1, [1, 2, 3, 4, 5, 6, 7, 8]), (24, 8, [1, 2, 3]), (9, 8, [1, 2]), (24, 64, [1]), (0, 1, [1])],
+)
+def test_least_shares_go_from_one_run_a_card_to_all_at_once(runs: int, cards: int, parts: list[int]) -> None:
+    assert [int(1 / share + 1e-3) for share in shares_to_try(runs, cards)] == parts
+
+
+def test_a_least_share_is_for_shares_that_follow_from_memory() -> None:
+    costs = {"small": cost(2), "large": cost(10)}
+    shares = [
+        [Resources([CARD], cpus=1, gpu_share=given, costs=costs, at_least=1 / 3).bundle(name).share for name in costs]
+        for given in (None, 0.125)
+    ]
+    assert shares == [[1 / 3, 0.5], [0.125, 0.125]]
 
 
 def test_logical_cards_are_taken_whole_unless_a_share_is_given() -> None:
