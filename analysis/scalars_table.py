@@ -1,11 +1,12 @@
 """T17: numbers that models learnt of themselves, such as temperatures of attention, beside the published ones.
 
-A number's name ends in its part (`temperature.0` is of the first block); numbers that differ in that alone are one
-line.
+A number's name may end in its part (`temperature.0` is of the first block); numbers that differ in that alone are one
+line. Names that end otherwise (`input_norm.mean`, `input_norm.var`) are of different things.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from analysis.course_rules import scalars_in
 from analysis.frame import GAP, Frame, Raw, number
 from analysis.load import AnalysisError, GridResults, ResultRow, SeedRun
 from trainable.records import RecordError
+
+_PART = re.compile(r"\.\d+$")
 
 
 def scalars_frame(results: GridResults) -> Frame:
@@ -62,7 +65,7 @@ def _by_quantity(runs: Sequence[SeedRun]) -> dict[str, list[NDArray[np.float64]]
             ) from None
         parts: dict[str, list[float]] = {}
         for name, value in scalars.items():
-            parts.setdefault(name.rpartition(".")[0] or name, []).append(value)
+            parts.setdefault(_PART.sub("", name), []).append(value)
         for quantity, values in parts.items():
             found.setdefault(quantity, []).append(np.array(values))
     return found

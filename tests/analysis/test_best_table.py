@@ -180,6 +180,21 @@ def test_one_part_is_a_number_without_spread(source: Source) -> None:
     assert (temperature["mean ± sd"], temperature["lowest"], temperature["notes"]) == ("2.000 ± 1.4142", "1.000", "[1]")
 
 
+def test_names_that_end_in_no_number_are_of_different_things(source: Source) -> None:
+    """A normaliser's mean and variance have no average."""
+    row = source.results.rows[0]
+    told = '{"norm.mean": 0.45, "norm.var": 0.07, "inner.t.0": 1.0, "inner.t.1": 2.0, "inner.t.10": 6.0}'
+    run = dataclasses.replace(row.done[0], trial={**row.done[0].trial, "final_scalars_json": told})
+    frame = scalars_frame(dataclasses.replace(source.results, rows=(dataclasses.replace(row, runs=(run,)),)))
+    lines = [dict(zip(frame.columns, cells, strict=True)) for cells in frame.rows]
+    found = {line["quantity"]: (line["parts"], line["mean ± sd"], line["highest"]) for line in lines}
+    assert found == {
+        "norm.mean": ("1", "0.450", "—"),
+        "norm.var": ("1", "0.070", "—"),
+        "inner.t": ("3", "3.000 ± 2.6458", "6.000"),
+    }
+
+
 COURSES = {
     "wide": {1: ((0.2, 0.5, 0.4), (0.6, 0.8, 0.6)), 2: ((0.3, 0.3, 0.6), (0.8, 0.8, 1.0))},
     "narrow": {1: ((0.1, 0.7, 0.7), (0.5, 0.7, 0.6))},
