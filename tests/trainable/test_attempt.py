@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from failing_s3 import failing_s3
 from stores import assert_same_results
 from toy import exec_spec, run_spec
@@ -127,15 +128,20 @@ from trainable.attempt import Attempt
 from trainable.spec import RunSpec
 from trainable.storage import Storage
 spec = RunSpec.model_validate_json(sys.argv[1])
-attempt = Attempt(spec, exec_spec(Path(sys.argv[2]), save_every_s=0.01), Storage(sys.argv[3]))
+settings = exec_spec(Path(sys.argv[2]), save_every_s=0.01, device=sys.argv[5])
+attempt = Attempt(spec, settings, Storage(sys.argv[3]))
 while not attempt.done:
     attempt.advance(0.0)
 """
 
 
+CARD = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CARD)])
 def test_killed_at_random_moments_it_ends_with_the_same_parquet(
-    tmp_path: Path, data_path: Path, toy: Dataset, root: Path
+    device: str, tmp_path: Path, data_path: Path, toy: Dataset, root: Path
 ) -> None:
     """SIGKILL in the middle of anything: a step, an evaluation, a checkpoint, a Parquet file."""
     spec = run_spec(
@@ -147,7 +153,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_parquet(
         }
     )
     whole, killed = (Storage(str(tmp_path / name)) for name in ("whole", "killed"))
-    finish(Attempt(spec, exec_spec(data_path), whole))
+    finish(Attempt(spec, exec_spec(data_path, device=device), whole))
     arguments = [
         sys.executable,
         "-c",
@@ -156,6 +162,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_parquet(
         str(data_path),
         killed.uri,
         str(root / "tests/support"),
+        device,
     ]
     kills = 0
     for wait_s in (0.05, 0.4, 0.9, 0.2, 0.6, 1e9):
