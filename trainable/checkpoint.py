@@ -237,9 +237,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: State, meta: dic
         for group, own in zip(meta["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for parameter, entries in optimizer.state.items():
+    for parameter, entries in optimizer.state.items():  # as the parameter lies in memory, or kernels go the slow way
         for key, value in entries.items():
-            if (
-                isinstance(value, torch.Tensor) and value.shape == parameter.shape
-            ):  # as the parameter lies in memory, or kernels go the slow way
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 entries[key] = torch.empty_like(parameter).copy_(value)

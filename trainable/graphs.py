@@ -110,6 +110,6 @@ class _Snapshot:
 
     def equals(self, tensors: Sequence[torch.Tensor]) -> bool:
         return len(tensors) == len(self._tensors) and all(
-            torch.equal(one.nan_to_num(), other.detach().cpu().nan_to_num())
+            torch.allclose(one, other.detach().cpu(), rtol=0, atol=0, equal_nan=True)
             for one, other in zip(self._tensors, tensors, strict=True)
         )

@@ -7,6 +7,7 @@ Both ways give the same bits.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ def images_on(spec: RunSpec, stores: Dataset, device: torch.device, model: nn.Mo
     return ImagesOn(
         device=device,
         dtype=torch.bfloat16 if narrow else torch.float32,
-        channels_last=layout(spec) == torch.channels_last,
+        channels_last=half,
         resident={name: resident(store, device) for name, store in splits.items()}
         if fits and spec.data.resize == "none"
         else {},
@@ -127,36 +128,26 @@ def _loader(
     augmented: bool,
     ahead: int,
 ) -> Loader | DeviceLoader:
+    common: dict[str, Any] = {
+        "batch_size": batch_size,
+        "seed": spec.seed,
+        "train": train,
+        "augmented": augmented,
+        "drop_last": drop_last,
+        "ahead": ahead,
+        "dtype": on.dtype,
+        "channels_last": on.channels_last,
+    }
     images = on.resident.get(store.manifest.split)
     if images is not None:
-        return DeviceLoader(
-            images,
-            store.manifest,
-            rows,
-            spec.augment,
-            batch_size=batch_size,
-            seed=spec.seed,
-            train=train,
-            augmented=augmented,
-            drop_last=drop_last,
-            ahead=ahead,
-            dtype=on.dtype,
-            channels_last=on.channels_last,
-        )
+        return DeviceLoader(images, store.manifest, rows, spec.augment, **common)
     return Loader(
         store,
         rows,
         spec.augment,
-        batch_size=batch_size,
-        seed=spec.seed,
-        train=train,
-        augmented=augmented,
-        drop_last=drop_last,
         image_size=spec.data.image_size,
         resize=spec.data.resize,
         jpeg_quality=spec.data.jpeg_quality,
-        ahead=ahead,
-        dtype=on.dtype,
-        channels_last=on.channels_last,
         pin=on.device.type == "cuda",
+        **common,
     )

@@ -14,7 +14,7 @@ from toy import VIT, exec_spec, run_spec
 from datasets.store import Dataset
 from trainable import loop as loops
 from trainable.checkpoint import RunFolder
-from trainable.graphs import Record, RecordedStep
+from trainable.graphs import Record, RecordedStep, _Snapshot
 from trainable.opening import open_run
 from trainable.storage import Storage
 from trainable.training import TrainingRun
@@ -154,6 +154,13 @@ def test_steps_that_look_at_the_host_are_not_recorded(
     run = opened(storage, data_path, toy, {**CASES["sgd, batchnorm"], **fields}, None)
     run.close()
     assert not run.loop._may_record()
+
+
+def test_no_number_is_equal_to_nothing_but_no_number() -> None:
+    one = _Snapshot([torch.tensor([1.0, torch.nan, torch.inf]), torch.tensor([3])])
+    assert one.equals([torch.tensor([1.0, torch.nan, torch.inf]), torch.tensor([3])])
+    for floats, number in (([1.0, 0.0, torch.inf], 3), ([1.0, torch.nan, 3.4e38], 3), ([1.0, torch.nan, torch.inf], 4)):
+        assert not one.equals([torch.tensor(floats), torch.tensor([number])])
 
 
 def test_a_replay_reads_the_batch_it_is_given() -> None:

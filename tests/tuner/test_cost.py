@@ -174,3 +174,12 @@ def test_the_shape_ignores_what_does_not_cost() -> None:
     assert all(shape_of(run_spec(fields)) != base for fields in other)
     mixed = [{"augment.mix": "mixup", "augment.mix_alpha": alpha} for alpha in (0.2, 1.0)]
     assert len({shape_of(run_spec(fields)) for fields in mixed}) == 1
+
+
+def test_on_a_card_both_splits_lie_there_whole(toy: Dataset) -> None:
+    """As 8-bit pixels, whatever share of them is trained on; a CPU reads them from the map."""
+    spec = run_spec({"data.limit_train": 30, "data.limit_eval": 10})
+    many = toy.manifest.model_copy(update={"num_images": toy.manifest.num_images + 10_000})
+    for device, expected in ((CARD, 10_000 * 3 * 8 * 8), (CPU, 0)):
+        few, more = (Predictor(device, {}).predict({"run": (spec, one, 30)})["run"] for one in (toy.manifest, many))
+        assert few is not None and more is not None and more.memory_bytes - few.memory_bytes == expected
