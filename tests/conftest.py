@@ -102,3 +102,9 @@ def s3_uri() -> Iterator[str]:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+@pytest.fixture
+def no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a run collects none: half a second each time in a test's large process; `test_costs.py` measures memory."""
+    monkeypatch.setattr("trainable.opening.reset_peak_memory", lambda device: None)
