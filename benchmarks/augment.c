@@ -21,7 +21,7 @@ typedef struct {
     const int32_t *partner;
     const float *blend;
     const int16_t *box;
-    const double *scale, *bias; /* [3] */
+    const float *scale, *bias; /* [3] */
     int64_t num, height, width, size;
 } Plan;
 
@@ -134,7 +134,7 @@ static void turn_about(const Plan *p, int64_t i, uint8_t *restrict planes, uint8
 
 static float value(const Plan *p, const uint8_t *planes, int64_t i, int c, int y, int x) {
     if (inside(p->erase + 4 * i, y, x)) return 0;
-    return (float)(planes[(c * p->size + y) * p->size + x] * p->scale[c] + p->bias[c]);
+    return planes[(c * p->size + y) * p->size + x] * p->scale[c] + p->bias[c];
 }
 
 /* Normalises planes, and weighs them with another's where weight is below 1. */
@@ -144,13 +144,13 @@ static void normalise(const Plan *p, const uint8_t *restrict own, const uint8_t 
     const float rest = 1 - weight;
     for (int c = 0; c < 3; c++) {
         const uint8_t *restrict a = own + c * count, *restrict b = other + c * count;
-        const double scale = p->scale[c], bias = p->bias[c];
+        const float scale = p->scale[c], bias = p->bias[c];
         float *restrict to = out + c * count;
         if (weight < 1)
             for (int k = 0; k < count; k++)
-                to[k] = weight * (float)(a[k] * scale + bias) + rest * (float)(b[k] * scale + bias);
+                to[k] = weight * (a[k] * scale + bias) + rest * (b[k] * scale + bias);
         else
-            for (int k = 0; k < count; k++) to[k] = (float)(a[k] * scale + bias);
+            for (int k = 0; k < count; k++) to[k] = a[k] * scale + bias;
     }
 }
 

@@ -85,7 +85,7 @@ def batches(rounds: int, num: int, folder: Path) -> dict[str, Any]:
     small, large = folder / "small.npy", folder / "large.npy"
     resizer = Resizer("bicubic_opencv", SIDE, IMAGE_SIZE)
     written_s = write_sets(small, large, resizer, num)
-    rng, rule = np.random.default_rng(1), Normalization(scale=np.full(3, 1 / 255), bias=np.zeros(3))
+    rng, rule = np.random.default_rng(1), Normalization.by((0.0,) * 3, (1.0,) * 3)
     slot = torch.empty((BATCH, 3, IMAGE_SIZE, IMAGE_SIZE))
     buffer = np.empty((BATCH, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
 

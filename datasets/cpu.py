@@ -11,16 +11,27 @@ Kernels that call each other stay in one file: numba's cache on the disk sees no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
+from datasets.colours import recoloured_and_turned
 from datasets.normalize import Normalization
-from datasets.plan import BRIGHTNESS, CONTRAST, FIXED_ONE, HUE, HUE_SECTOR, BatchPlan
+from datasets.plan import BatchPlan
 
 _kernel = numba.njit(nogil=True, cache=True, error_model="numpy")
-_FIXED_BITS = FIXED_ONE.bit_length() - 1
+_VECTOR = 16
+"""Pixels that are worked on at once where loops are too slow."""
+_LINE = 4 * _VECTOR
+"""Bytes of so many normalised ones: a cache line."""
 
 
 def apply_plan(images: NDArray[np.uint8], plan: BatchPlan, rule: Normalization, out: torch.Tensor) -> None:
@@ -36,12 +47,11 @@ def apply_plan(images: NDArray[np.uint8], plan: BatchPlan, rule: Normalization, 
     if plan.recolours or plan.turns:
         images, plan = seen_windows(images, plan), plan.on_windows()
     _, height, width, _ = images.shape
-    rest = np.float32(1) - plan.blend
     planes, halves, pixels = _views(out)
     _fill(
         _flat(images), height, width, plan.index, plan.top, plan.left, plan.flip, plan.erase_box, plan.partner,
-        plan.blend, rest, plan.mix_box, rule.scale, rule.bias, plan.out_size, planes, halves, pixels,
-        not out.is_contiguous(),
+        plan.blend, np.float32(1) - plan.blend, plan.mix_box, rule.scale, rule.bias, plan.out_size, planes, halves,
+        pixels, not out.is_contiguous(), out.data_ptr() % _LINE == 0,
     )  # fmt: skip
 
 
@@ -51,13 +61,16 @@ def _views(out: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.uint16], 
     num, _, size, _ = out.shape
     assert out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last), "the kernel writes lines"
     if out.is_contiguous() and out.dtype == torch.float32:
-        return out.view(num, 3, -1).numpy(), np.empty((0, 0), np.uint16), np.empty((0, 0), np.float32)
+        return out.view(num, 3, -1).numpy(), _NO_HALVES, _NO_PIXELS
     one = np.empty((1, 3, size * size), np.float32)
     lines = (out if out.is_contiguous() else out.permute(0, 2, 3, 1)).reshape(num, -1)
     if out.dtype == torch.float32:
-        return one, np.empty((0, 0), np.uint16), lines.numpy()
+        return one, _NO_HALVES, lines.numpy()
     assert out.dtype == torch.bfloat16, "the kernel rounds to bfloat16 only"
-    return one, lines.view(torch.uint16).numpy(), np.empty((0, 0), np.float32)
+    return one, lines.view(torch.uint16).numpy(), _NO_PIXELS
+
+
+_NO_HALVES, _NO_PIXELS = np.empty((0, 0), np.uint16), np.empty((0, 0), np.float32)
 
 
 def seen_windows(images: NDArray[np.uint8], plan: BatchPlan) -> NDArray[np.uint8]:
@@ -71,12 +84,10 @@ def seen_windows(images: NDArray[np.uint8], plan: BatchPlan) -> NDArray[np.uint8
         [B, S, S, 3] uint8 with S = plan.out_size.
     """
     _, height, width, _ = images.shape
-    out = np.empty((len(plan.index), plan.out_size, plan.out_size, 3), np.uint8)
-    _see(
-        _flat(images), height, width, plan.index, plan.top, plan.left, plan.flip, plan.jitter, plan.jitter_order,
-        plan.turn, out,
-    )  # fmt: skip
-    return out
+    size = plan.out_size
+    planes = np.empty((len(plan.index), 3, size * size), np.uint8)
+    _cut(_flat(images), height, width, plan.index, plan.top, plan.left, plan.flip, size, planes)
+    return recoloured_and_turned(planes, plan)
 
 
 def _flat(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -90,23 +101,22 @@ def _flat(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 @_kernel
 def _fill(  # type: ignore[no-untyped-def]
     flat, height, width, index, top, left, flip, erase, partner, blend, rest, box, scale, bias, size, outs, halves,
-    pixels, interleaved,
+    pixels, interleaved, aligned,
 ):  # fmt: skip
     """Goes from each image to its partner until one was there already; slot 0 keeps the planes it began with."""
     num = len(index)
     direct = len(halves) + len(pixels) == 0
+    past = direct and aligned and size * size % _VECTOR == 0
     window = np.empty(size * size * 3, np.uint8)
-    planes = np.empty((4, 3, size * size), np.uint8)
-    normal = np.empty((3, 3, size * size), np.float32)
-    is_normal = np.zeros(3, np.bool_)
+    planes = np.empty((3, 3, size * size), np.uint8)
+    pasted = np.zeros(size * size, np.uint8)
+    box_of_pasted = np.zeros(4, np.int16)
     done = np.zeros(num, np.bool_)
-    touched = 0
     for start in range(num):
         if done[start]:
             continue
         i, own = np.int64(start), 0
         _take(flat, index[i], height, width, top[i], left[i], flip[i], size, window, planes[0])
-        is_normal[0] = False
         while not done[i]:
             done[i] = True
             j = np.int64(partner[i])
@@ -117,30 +127,27 @@ def _fill(  # type: ignore[no-untyped-def]
             else:
                 other = 2 if own == 1 else 1
                 _take(flat, index[j], height, width, top[j], left[j], flip[j], size, window, planes[other])
-                is_normal[other] = False
-            coming = partner[j] if j != i else min(i + 1, num - 1)
-            touched += _touch(flat, index[coming], 3 * height * width)
+            coming = partner[partner[j]] if j != i else min(i + 2, num - 1)
+            _fetch(flat, index[coming], 3 * height * width)
             out = outs[i if direct else 0]
             if blend[i] < 1:
-                for slot, k in ((own, i), (other, j)):
-                    if not is_normal[slot]:
-                        _normalise(planes[slot], scale, bias, normal[slot])
-                        _clear(normal[slot], size, erase[k])
-                        is_normal[slot] = True
-                _blend(blend[i], rest[i], normal[own], normal[other], out)
+                _blend(planes[own], planes[other], blend[i], rest[i], scale, bias, out, past)
+                _clear_blended(
+                    planes[own], planes[other], blend[i], rest[i], scale, bias, size, erase[i], erase[j], out
+                )
             elif box[i, 0] < box[i, 2] and box[i, 1] < box[i, 3]:
-                _paste(planes[own], planes[other], size, box[i], planes[3])
-                _normalise(planes[3], scale, bias, out)
-                _clear_mixed(out, size, erase[i], erase[j], box[i])
+                _mark(pasted, size, box_of_pasted, box[i])
+                _paste(planes[own], planes[other], pasted, scale, bias, out, past)
+                _clear(out, size, erase[i], erase[j], box[i])
             else:
-                _normalise(planes[own], scale, bias, out)
-                _clear(out, size, erase[i])
+                _normalise(planes[own], scale, bias, out, past)
+                _clear(out, size, erase[i], erase[i], box[i])
             if len(halves):
                 _round(out, halves[i], interleaved)
             elif len(pixels):
                 _interleave(out, pixels[i])
             i, own = j, other
-    return touched
+    _fence()
 
 
 _UPPER, _LAST, _HALF = np.uint32(16), np.uint32(1), np.uint32(0x7FFF)
@@ -168,44 +175,136 @@ def _interleave(planes, line):  # type: ignore[no-untyped-def]
         line[3 * p], line[3 * p + 1], line[3 * p + 2] = red[p], green[p], blue[p]
 
 
+@intrinsic
+def _fetch_line(context, flat, at):  # type: ignore[no-untyped-def]
+    """Asks for the cache line of flat[at], and waits for nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+        address = _address(context, builder, signature, arguments, 0, 1)
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(function, [address, number(0), number(3), number(1)])  # to be read, kept close, data
+
+    return types.void(flat, at), generate
+
+
+def _address(context: Any, builder: Any, signature: Any, arguments: Any, array: int, at: int) -> Any:
+    """Of one element; `array` and `at` are positions among the arguments."""
+    data = make_array(signature.args[array])(context, builder, arguments[array]).data
+    return builder.gep(data, [arguments[at]])
+
+
 @_kernel
-def _touch(flat, row, num_bytes):  # type: ignore[no-untyped-def]
-    """Reads a byte of every cache line of an image, which is then on its way while another is worked on: 1.7 times as
-    fast. The sum is returned, for what nobody uses is not read."""
-    total = 0
+def _fetch(flat, row, num_bytes):  # type: ignore[no-untyped-def]
+    """Sets an image on its way while another is worked on."""
     for at in range(row * num_bytes, (row + 1) * num_bytes, 64):
-        total += flat[at]
-    return total
+        _fetch_line(flat, at)
+
+
+@_kernel
+def _cut(flat, height, width, index, top, left, flip, size, planes):  # type: ignore[no-untyped-def]
+    window = np.empty(size * size * 3, np.uint8)
+    for i in range(len(index)):
+        _take(flat, index[i], height, width, top[i], left[i], flip[i], size, window, planes[i])
 
 
 @_kernel
 def _take(flat, row, height, width, top, left, flip, size, window, planes):  # type: ignore[no-untyped-def]
     """Cuts a window out of image `row` into planes [3, S*S], mirrored where told, black outside the image."""
-    start = row * height * width * 3
-    if top == 0 and left == 0 and not flip and height == size and width == size:
-        _split(flat[start : start + 3 * size * size], planes, False)
-        return
-    first = min(max(0, -left), size)
-    count = max(0, min(size, width - left) - first)
-    above = min(max(0, -top), size)
-    below = max(above, min(size, height - top))
-    if count < size or below - above < size:
-        window[:] = 0
-    num_bytes = 3 * count
-    for y in range(above, below):
-        # bottom up where the window is mirrored: the whole of it read backwards is then the right way up
-        target = 3 * ((size - 1 - y if flip else y) * size + first)
-        source = start + 3 * ((top + y) * width + left + first)
-        row, line = flat[source : source + num_bytes], window[target : target + num_bytes]
-        for x in range(num_bytes):  # of slices of known length it is vectorised, of offsets it is not
-            line[x] = row[x]
-    _split(window, planes, flip)
+    image = flat[row * height * width * 3 : (row + 1) * height * width * 3]
+    first, last = min(max(0, -left), size), max(0, min(size, width - left))
+    above, below = min(max(0, -top), size), max(0, min(size, height - top))
+    if first >= last or above >= below:
+        planes[:] = 0
+    elif size == width:
+        _take_run(image, top, left, flip, first, last, above, below, size, window, planes)
+    else:
+        _take_rows(image, width, top, left, flip, first, last, above, below, size, window, planes)
 
 
 @_kernel
-def _split(pixels, planes, backwards):  # type: ignore[no-untyped-def]
-    """Pixels [S*S*3] into planes [3, S*S]. Unsigned where it counts down: a signed index may be negative to numba."""
-    red, green, blue = planes[0], planes[1], planes[2]
+def _take_run(image, top, left, flip, first, last, above, below, size, window, planes):  # type: ignore[no-untyped-def]
+    """Where window and image are equally wide, the rows of the window follow each other in the image: one run of
+    pixels. What it has of the next row where its own is outside is blackened."""
+    source = (top + above) * size + left + first
+    target, count = above * size + first, (below - above - 1) * size + last - first
+    run = image[3 * source : 3 * (source + count)]
+    if flip:
+        # read backwards the whole is upside down as well
+        turned = window.reshape(3, size * size)
+        end = size * size - target
+        _split(run, turned[0][end - count : end], turned[1][end - count : end], turned[2][end - count : end], True)
+        for channel in range(3):
+            _upside_down(turned[channel], planes[channel], size)
+        first, last = size - last, size - first
+    else:
+        end = target + count
+        _split(run, planes[0][target:end], planes[1][target:end], planes[2][target:end], False)
+    for channel in range(3):
+        plane = planes[channel]
+        for p in range(above * size):
+            plane[p] = 0
+        for p in range(below * size, size * size):
+            plane[p] = 0
+        _blacken(plane, 0, first, above, below, size)
+        _blacken(plane, last, size, above, below, size)
+
+
+@_kernel
+def _blacken(plane, left, right, top, bottom, size):  # type: ignore[no-untyped-def]
+    """Few columns. Unsigned: a signed index may be negative to numba."""
+    for x in range(np.uint64(left), np.uint64(right)):
+        for y in range(np.uint64(top), np.uint64(bottom)):
+            plane[y * np.uint64(size) + x] = 0
+
+
+@_kernel
+def _upside_down(plane, out, size):  # type: ignore[no-untyped-def]
+    """The rows of a plane in reverse order."""
+    if size % _VECTOR == 0:
+        for y in range(size):
+            for x in range(0, size, _VECTOR):
+                _move(plane, y * size + x, out, (size - 1 - y) * size + x)
+    else:
+        for y in range(size):
+            for x in range(size):
+                out[(size - 1 - y) * size + x] = plane[y * size + x]
+
+
+@intrinsic
+def _move(context, source, start, target, at):  # type: ignore[no-untyped-def]
+    """target[at : at + _VECTOR] = source[start : start + _VECTOR]; a loop of so few is slower than what it does."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+        octets = ir.VectorType(ir.IntType(8), _VECTOR).as_pointer()
+        read, written = (
+            builder.bitcast(_address(context, builder, signature, arguments, array, array + 1), octets)
+            for array in (0, 2)
+        )
+        builder.store(builder.load(read, align=1), written, align=1)
+
+    return types.void(source, start, target, at), generate
+
+
+@_kernel
+def _take_rows(image, width, top, left, flip, first, last, above, below, size, window, planes):  # type: ignore[no-untyped-def]
+    if last - first < size or below - above < size:
+        window[:] = 0
+    num_bytes = 3 * (last - first)
+    for y in range(above, below):
+        # bottom up where the window is mirrored: the whole of it read backwards is then the right way up
+        target = 3 * ((size - 1 - y if flip else y) * size + first)
+        source = 3 * ((top + y) * width + left + first)
+        row, line = image[source : source + num_bytes], window[target : target + num_bytes]
+        for x in range(num_bytes):  # of slices of known length it is vectorised, of offsets it is not
+            line[x] = row[x]
+    _split(window, planes[0], planes[1], planes[2], flip)
+
+
+@_kernel
+def _split(pixels, red, green, blue, backwards):  # type: ignore[no-untyped-def]
+    """Pixels [N*3] into planes [N]. Unsigned where it counts down: a signed index may be negative to numba."""
     last = np.uint64(len(red) - 1)
     if backwards:
         for p in range(len(red)):
@@ -216,48 +315,127 @@ def _split(pixels, planes, backwards):  # type: ignore[no-untyped-def]
             red[p], green[p], blue[p] = pixels[3 * p], pixels[3 * p + 1], pixels[3 * p + 2]
 
 
+def _past(value: Callable[..., Any]) -> Any:
+    """Writes target[at : at + _VECTOR] past the caches: a batch is larger than what they keep of it until it is read,
+    and lines that are written without being fetched first cost half.
+
+    `value` makes it of the pixels of one image and another, of those that are pasted, of two weights, and of the line.
+    """
+
+    @intrinsic
+    def write(context, own, other, pasted, weight, rest, slope, shift, target, at):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+            octets, floats = ir.VectorType(ir.IntType(8), _VECTOR), ir.VectorType(ir.FloatType(), _VECTOR)
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), _VECTOR), [0] * _VECTOR)
+
+            def pixels(array: int) -> Any:
+                address = _address(context, builder, signature, arguments, array, 8)
+                return builder.load(builder.bitcast(address, octets.as_pointer()), align=1)
+
+            def everywhere(number: int) -> Any:
+                undefined = ir.Constant(floats, ir.Undefined)
+                first = builder.insert_element(undefined, arguments[number], ir.IntType(32)(0))
+                return builder.shuffle_vector(first, undefined, lanes)
+
+            weights, slope_shift = [everywhere(3), everywhere(4)], [everywhere(5), everywhere(6)]
+
+            def line(shown: Any) -> Any:
+                return builder.fadd(builder.fmul(builder.uitofp(shown, floats), slope_shift[0]), slope_shift[1])
+
+            address = _address(context, builder, signature, arguments, 7, 8)
+            result = value(builder, line, pixels(0), pixels(1), pixels(2), *weights)
+            store = builder.store(result, builder.bitcast(address, floats.as_pointer()), align=_LINE)
+            store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+
+        return types.void(own, other, pasted, weight, rest, slope, shift, target, at), generate
+
+    return write
+
+
+_normalise_past = _past(lambda b, line, own, *_: line(own))
+_blend_past = _past(lambda b, line, own, other, _, *weights: b.fadd(*map(b.fmul, weights, (line(own), line(other)))))
+_paste_past = _past(lambda b, line, own, other, pasted, *_: line(b.xor(own, b.and_(b.xor(own, other), pasted))))
+
+
+@intrinsic
+def _fence(context):  # type: ignore[no-untyped-def]
+    """What was written past the caches is there for every thread."""
+    return types.void(), lambda context, builder, signature, arguments: builder.fence("seq_cst")
+
+
 @_kernel
-def _normalise(planes, scale, bias, out):  # type: ignore[no-untyped-def]
-    """The line in float64 costs half of what looking each value up in the table of 256 does."""
+def _normalise(planes, scale, bias, out, past):  # type: ignore[no-untyped-def]
+    """The line costs a fifth of what looking each value up in the table of 256 does."""
     for channel in range(3):
         plane, target, slope, shift = planes[channel], out[channel], scale[channel], bias[channel]
-        for p in range(len(plane)):
-            target[p] = plane[p] * slope + shift
+        if past:
+            for p in range(0, len(plane), _VECTOR):
+                _normalise_past(plane, plane, plane, slope, slope, slope, shift, target, p)
+        else:
+            for p in range(len(plane)):
+                target[p] = np.float32(plane[p]) * slope + shift
 
 
 @_kernel
-def _blend(weight, rest, own, other, out):  # type: ignore[no-untyped-def]
+def _blend(own, other, weight, rest, scale, bias, out, past):  # type: ignore[no-untyped-def]
+    """Two images normalised, then weighed."""
     for channel in range(3):
-        one, two, target = own[channel], other[channel], out[channel]
-        for p in range(len(target)):
-            target[p] = weight * one[p] + rest * two[p]
+        one, two, target, slope, shift = own[channel], other[channel], out[channel], scale[channel], bias[channel]
+        if past:
+            for p in range(0, len(one), _VECTOR):
+                _blend_past(one, two, one, weight, rest, slope, shift, target, p)
+        else:
+            for p in range(len(one)):
+                target[p] = weight * (np.float32(one[p]) * slope + shift) + rest * (np.float32(two[p]) * slope + shift)
 
 
 @_kernel
-def _paste(own, other, size, box, out):  # type: ignore[no-untyped-def]
-    """Planes with a box of another's."""
-    count = np.uint64(box[3] - box[1])
+def _paste(own, other, pasted, scale, bias, out, past):  # type: ignore[no-untyped-def]
+    """An image with the marked pixels of another, normalised."""
     for channel in range(3):
-        one, two, target = own[channel], other[channel], out[channel]
-        for p in range(len(target)):
-            target[p] = one[p]
-        for y in range(box[0], box[2]):
-            first = np.uint64(y * size + box[1])
-            for x in range(count):
-                target[first + np.uint64(x)] = two[first + np.uint64(x)]
+        one, two, target, slope, shift = own[channel], other[channel], out[channel], scale[channel], bias[channel]
+        if past:
+            for p in range(0, len(one), _VECTOR):
+                _paste_past(one, two, pasted, slope, slope, slope, shift, target, p)
+        else:
+            for p in range(len(one)):  # without a branch it is vectorised
+                target[p] = np.float32(one[p] ^ ((one[p] ^ two[p]) & pasted[p])) * slope + shift
 
 
 @_kernel
-def _clear(out, size, box):  # type: ignore[no-untyped-def]
-    """Erases a box of normalised planes [3, S*S]."""
-    for channel in range(3):
-        for y in range(box[0], box[2]):
-            for x in range(box[1], box[3]):
-                out[channel, y * size + x] = 0
+def _clear_blended(own, other, weight, rest, scale, bias, size, erase, erase_other, out):  # type: ignore[no-untyped-def]
+    """Does the pixels again of which one image or the other is erased."""
+    for box in (erase, erase_other):
+        for channel in range(3):
+            for y in range(box[0], box[2]):
+                for x in range(box[1], box[3]):
+                    p = y * size + x
+                    one = np.float32(own[channel, p]) * scale[channel] + bias[channel]
+                    two = np.float32(other[channel, p]) * scale[channel] + bias[channel]
+                    if erase[0] <= y < erase[2] and erase[1] <= x < erase[3]:
+                        one = np.float32(0)
+                    if erase_other[0] <= y < erase_other[2] and erase_other[1] <= x < erase_other[3]:
+                        two = np.float32(0)
+                    out[channel, p] = weight * one + rest * two
 
 
 @_kernel
-def _clear_mixed(out, size, own, other, box):  # type: ignore[no-untyped-def]
+def _mark(pasted, size, marked, box):  # type: ignore[no-untyped-def]
+    """Sets `pasted` [S*S] within a box and nowhere else; what was marked is known, since most batches have one box."""
+    if marked[0] == box[0] and marked[1] == box[1] and marked[2] == box[2] and marked[3] == box[3]:
+        return
+    for y in range(marked[0], marked[2]):
+        for x in range(marked[1], marked[3]):
+            pasted[y * size + x] = 0
+    for y in range(box[0], box[2]):
+        for x in range(box[1], box[3]):
+            pasted[y * size + x] = 255
+    for corner in range(4):
+        marked[corner] = box[corner]
+
+
+@_kernel
+def _clear(out, size, own, other, box):  # type: ignore[no-untyped-def]
     """Erases what was erased of an image outside the box it got from its partner, and of the partner within."""
     for channel in range(3):
         for y in range(own[0], own[2]):
@@ -267,119 +445,3 @@ def _clear_mixed(out, size, own, other, box):  # type: ignore[no-untyped-def]
         for y in range(max(other[0], box[0]), min(other[2], box[2])):
             for x in range(max(other[1], box[1]), min(other[3], box[3])):
                 out[channel, y * size + x] = 0
-
-
-@_kernel
-def _see(flat, height, width, index, top, left, flip, jitter, order, turn, out):  # type: ignore[no-untyped-def]
-    size = out.shape[1]
-    window = np.empty(size * size * 3, np.uint8)
-    planes = np.empty((3, size * size), np.uint8)
-    lut = np.empty(256, np.uint8)
-    for i in range(len(index)):
-        _take(flat, index[i], height, width, top[i], left[i], flip[i], size, window, planes)
-        for operation in order[i]:
-            amount = jitter[i, operation]
-            if operation == HUE:
-                if amount != 0:
-                    _turn_hue(planes, np.int32(amount))
-            elif amount != FIXED_ONE:
-                if operation == BRIGHTNESS:
-                    _blend_with(planes, 0, amount, lut)
-                elif operation == CONTRAST:
-                    _blend_with(planes, _mean_grey(planes), amount, lut)
-                else:
-                    _saturate(planes, amount)
-        _turn(planes, turn[i], out[i])
-
-
-@_kernel
-def _blend_with(planes, grey, amount, lut):  # type: ignore[no-untyped-def]
-    for value in range(256):
-        lut[value] = min(max((grey * FIXED_ONE + amount * (value - grey)) >> _FIXED_BITS, 0), 255)
-    for channel in range(3):
-        plane = planes[channel]
-        for p in range(len(plane)):
-            plane[p] = lut[plane[p]]
-
-
-@_kernel
-def _mean_grey(planes):  # type: ignore[no-untyped-def]
-    red, green, blue = planes[0], planes[1], planes[2]
-    total = 0
-    for p in range(len(red)):
-        total += (19595 * red[p] + 38470 * green[p] + 7471 * blue[p] + 0x8000) >> 16
-    return (2 * total + len(red)) // (2 * len(red))
-
-
-@_kernel
-def _saturate(planes, amount):  # type: ignore[no-untyped-def]
-    red, green, blue = planes[0], planes[1], planes[2]
-    rest = FIXED_ONE - amount
-    for p in range(len(red)):
-        grey = ((19595 * red[p] + 38470 * green[p] + 7471 * blue[p] + 0x8000) >> 16) * rest
-        red[p] = min(max((grey + amount * red[p]) >> _FIXED_BITS, 0), 255)
-        green[p] = min(max((grey + amount * green[p]) >> _FIXED_BITS, 0), 255)
-        blue[p] = min(max((grey + amount * blue[p]) >> _FIXED_BITS, 0), 255)
-
-
-_SECTOR, _CIRCLE = np.int32(HUE_SECTOR), np.int32(6 * HUE_SECTOR)
-_TWO, _THREE, _FOUR, _FIVE = (np.int32(count * HUE_SECTOR) for count in (2, 3, 4, 5))
-_ZERO, _ONE = np.int32(0), np.int32(1)
-_HALF_SECTOR = np.int32(HUE_SECTOR // 2)
-_SECTOR_BITS = np.int32(HUE_SECTOR.bit_length() - 1)
-
-
-@_kernel
-def _turn_hue(planes, turn):  # type: ignore[no-untyped-def]
-    """Without branches and in 32 bits, though numba widens every sum to 64: else it is not vectorised (6x slower).
-
-    A float32 quotient of integers below 2^24 rounds down to the integers' own, since no fraction with a divisor below
-    256 is that close to a whole number.
-    """
-    red, green, blue = planes[0], planes[1], planes[2]
-    for p in range(len(red)):
-        r, g, b = np.int32(red[p]), np.int32(green[p]), np.int32(blue[p])
-        largest = max(r, max(g, b))
-        chroma = np.int32(largest - min(r, min(g, b)))
-        some = max(chroma, _ONE)  # grey has no hue, and nothing of it is lacking below
-        step = np.int32(np.float32(np.int32(_SECTOR + np.int32(some >> _ONE))) / np.float32(some))
-        base = _ZERO if largest == r else (_TWO if largest == g else _FOUR)
-        ahead = np.int32(g - b) if largest == r else (np.int32(b - r) if largest == g else np.int32(r - g))
-        hue = np.int32(np.int32(np.int32(ahead * step) + base) + np.int32(turn + _CIRCLE))
-        hue = np.int32(hue - _CIRCLE) if hue >= _CIRCLE else hue
-        hue = np.int32(hue - _CIRCLE) if hue >= _CIRCLE else hue  # a turn of half a circle, from more than a whole
-        red[p] = largest - _lacking(chroma, np.int32(hue + _FIVE))
-        green[p] = largest - _lacking(chroma, np.int32(hue + _THREE))
-        blue[p] = largest - _lacking(chroma, np.int32(hue + _SECTOR))
-
-
-@_kernel
-def _lacking(chroma, position):  # type: ignore[no-untyped-def]
-    """How much of the chroma a channel lacks whose peak is two sectors from `position`, both [0, 2 circles)."""
-    within = np.int32(position - _CIRCLE) if position >= _CIRCLE else position
-    share = min(max(min(within, np.int32(_FOUR - within)), _ZERO), _SECTOR)
-    return np.int32(np.int32(np.int32(chroma * share) + _HALF_SECTOR) >> _SECTOR_BITS)
-
-
-@_kernel
-def _turn(planes, turn, out):  # type: ignore[no-untyped-def]
-    """Planes [3, S*S] as pixels [S, S, 3], turned about the middle; black where there is no pixel."""
-    size = out.shape[0]
-    flat = out.reshape(size * size * 3)
-    red, green, blue = planes[0], planes[1], planes[2]
-    cos, sin, column, row = turn
-    if cos == FIXED_ONE and sin == 0:
-        for p in range(size * size):
-            flat[3 * p], flat[3 * p + 1], flat[3 * p + 2] = red[p], green[p], blue[p]
-        return
-    for y in range(size):
-        at_x, at_y = column - sin * y, row + cos * y
-        for x in range(size):
-            source_x, source_y = at_x >> _FIXED_BITS, at_y >> _FIXED_BITS
-            p, q = 3 * (y * size + x), source_y * size + source_x
-            if 0 <= source_y < size and 0 <= source_x < size:
-                flat[p], flat[p + 1], flat[p + 2] = red[q], green[q], blue[q]
-            else:
-                flat[p], flat[p + 1], flat[p + 2] = 0, 0, 0
-            at_x += cos
-            at_y += sin

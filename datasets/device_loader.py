@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from datasets.epochs import Batch, Epochs
 from datasets.gpu import apply_plan
@@ -73,7 +72,7 @@ class DeviceLoader(Epochs[_Planned]):
         train: bool,
         augmented: bool | None = None,
         drop_last: bool = False,
-        ahead: int = 2,
+        ahead: int = 1,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
     ) -> None:
@@ -87,18 +86,18 @@ class DeviceLoader(Epochs[_Planned]):
             augmented=augmented,
             drop_last=drop_last,
             ahead=ahead,
+            threads=1,
             group=max(1, GROUP_PIXELS // (manifest.image_size**2 * batch_size)),
         )
         self._images, self._dtype, self._channels_last = images, dtype, channels_last
         rule = normalization(augment, manifest, training=self._augmented)
         self._table = torch.from_numpy(rule.table).to(images.device)
 
-    def _prepare(self, epoch: int, order: NDArray[np.int32], numbers: range, slot: int) -> _Planned:
+    def _prepare(self, epoch: int, visited: Rows, numbers: range, slot: int) -> _Planned:
         plans, labels = [], []
         for number in numbers:
-            chosen = self._chosen(order, number)
-            plan = self._plan(epoch, number, self._rows.index[chosen])
-            own = self._rows.labels[chosen]
+            index, own = self._chosen(visited, number)
+            plan = self._plan(epoch, number, index)
             plans.append(plan)
             labels.append(np.stack([own, own[plan.partner], plan.index.astype(np.int64)]))
         plan = joined(plans)

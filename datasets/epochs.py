@@ -66,7 +66,8 @@ class Epochs(ABC, Generic[Prepared]):
         augmented: whether `augment` is applied; None follows `train`. An evaluation that is augmented sees the same
             bits in every pass, and shares no draw with any training.
         drop_last: leave out an epoch's last batch where it is short.
-        ahead: prepared ahead by the thread; 0 prepares in the caller's thread.
+        ahead: prepared ahead by every thread; 0 prepares in the caller's thread.
+        threads: that take turns at preparing.
         group: batches that are prepared together.
 
     Raises:
@@ -85,6 +86,7 @@ class Epochs(ABC, Generic[Prepared]):
         augmented: bool | None,
         drop_last: bool,
         ahead: int,
+        threads: int,
         group: int,
     ) -> None:
         if drop_last and 0 < len(rows.index) < batch_size:
@@ -101,14 +103,17 @@ class Epochs(ABC, Generic[Prepared]):
         self._augmented = train if augmented is None else augmented
         self._drop_last = drop_last
         self._ahead = ahead
+        self._threads = threads if ahead else 1
+        self._slots_each = ahead + 1
         self._group = group
         self._epoch = 0
         self._batch = 0
-        self._worker: _Worker[Prepared] | None = None
+        self._workers: list[_Worker[Prepared]] = []
 
     @abstractmethod
-    def _prepare(self, epoch: int, order: NDArray[np.int32], numbers: range, slot: int) -> Prepared:
-        """Batches `numbers` of an epoch, in the thread, into a slot that nobody reads now."""
+    def _prepare(self, epoch: int, visited: Rows, numbers: range, slot: int) -> Prepared:
+        """Batches `numbers` of an epoch, in a thread, into a slot that nobody reads now. A thread has the slots
+        t * _slots_each to (t + 1) * _slots_each - 1."""
 
     @abstractmethod
     def _batches(self, prepared: Prepared) -> Iterable[Batch]:
@@ -147,27 +152,29 @@ class Epochs(ABC, Generic[Prepared]):
         self._epoch, self._batch = state["epoch"], state["batch"]
 
     def close(self) -> None:
-        """Stops the thread. The loader can be iterated again afterwards."""
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+        """Stops the threads. The loader can be iterated again afterwards."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields the rest of the current epoch.
 
         Raises:
-            Exception: whatever the thread met, with its own traceback.
+            Exception: whatever a thread met, with its own traceback.
         """
         self.close()
         epoch, number = self._epoch, self._batch
-        order = self._order(epoch)
+        visited = self._visited(epoch)
         groups = [range(first, min(first + self._group, len(self))) for first in range(number, len(self), self._group)]
-        if self._ahead:
-            worker = self._worker = _Worker(self, epoch, order, groups)
-            found = worker.prepared()
+        count = self._threads if self._ahead else 0
+        workers = [_Worker(self, epoch, visited, groups[turn::count], turn) for turn in range(count)]
+        self._workers = workers
+        found: Iterable[Prepared]
+        if workers:
+            found = _in_turn([worker.prepared() for worker in workers], len(groups))
         else:
-            worker = None
-            found = (self._prepare(epoch, order, numbers, 0) for numbers in groups)
+            found = (self._prepare(epoch, visited, numbers, 0) for numbers in groups)
         try:
             for prepared in found:
                 for batch in self._batches(prepared):
@@ -175,18 +182,20 @@ class Epochs(ABC, Generic[Prepared]):
                     self._epoch, self._batch = (epoch + 1, 0) if number == len(self) else (epoch, number)
                     yield batch
         finally:
-            if worker is not None:
+            for worker in workers:
                 worker.stop()
 
-    def _order(self, epoch: int) -> NDArray[np.int32]:
-        """Positions in `rows` in the order of the epoch."""
-        if self._train:
-            return epoch_order(self._seed, epoch, self.num_images)
-        return np.arange(self.num_images, dtype=np.int32)
+    def _visited(self, epoch: int) -> Rows:
+        """The rows in the order of the epoch, gathered at once: for a batch alone they would come from slow memory."""
+        if not self._train:
+            return self._rows
+        order = epoch_order(self._seed, epoch, self.num_images)
+        return Rows(index=self._rows.index[order], labels=self._rows.labels[order])
 
-    def _chosen(self, order: NDArray[np.int32], number: int) -> NDArray[np.int32]:
-        """Positions in `rows` of batch `number`."""
-        return order[number * self._batch_size : (number + 1) * self._batch_size]
+    def _chosen(self, visited: Rows, number: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Rows in the store and labels of batch `number`; the labels are the batch's own."""
+        part = slice(number * self._batch_size, (number + 1) * self._batch_size)
+        return visited.index[part], visited.labels[part].copy()
 
     def _plan(self, epoch: int, number: int, index: NDArray[np.int32]) -> BatchPlan:
         """What to do with images `index` of whatever the plan is applied to."""
@@ -196,27 +205,31 @@ class Epochs(ABC, Generic[Prepared]):
         return draw_plan(self._augment, self._seed, drawn_at, number, index, self._image_size)
 
 
-class _Worker(Generic[Prepared]):
-    """The thread that prepares an epoch's batches, a few ahead of the consumer, into slots that go round."""
+def _in_turn(sources: list[Iterator[Prepared]], count: int) -> Iterator[Prepared]:
+    return (next(sources[number % len(sources)]) for number in range(count))
 
-    def __init__(self, epochs: Epochs[Prepared], epoch: int, order: NDArray[np.int32], groups: list[range]) -> None:
+
+class _Worker(Generic[Prepared]):
+    """A thread that prepares batches of an epoch, a few ahead of the consumer, into slots that go round."""
+
+    def __init__(self, epochs: Epochs[Prepared], epoch: int, visited: Rows, groups: list[range], number: int) -> None:
         self._free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[tuple[int, Prepared] | BaseException | None] = queue.SimpleQueue()
-        for slot in range(epochs._ahead + 1):
-            self._free.put(slot)
+        for slot in range(epochs._slots_each):
+            self._free.put(number * epochs._slots_each + slot)
         self._thread = threading.Thread(
-            target=self._run, args=(epochs, epoch, order, groups), name=f"loader-epoch-{epoch}", daemon=True
+            target=self._run, args=(epochs, epoch, visited, groups), name=f"loader-epoch-{epoch}-{number}", daemon=True
         )
         self._thread.start()
 
-    def _run(self, epochs: Epochs[Prepared], epoch: int, order: NDArray[np.int32], groups: list[range]) -> None:
+    def _run(self, epochs: Epochs[Prepared], epoch: int, visited: Rows, groups: list[range]) -> None:
         numbers = range(0)
         try:
             for numbers in groups:
                 slot = self._free.get()
                 if slot is None:
                     return
-                self._ready.put((slot, epochs._prepare(epoch, order, numbers, slot)))
+                self._ready.put((slot, epochs._prepare(epoch, visited, numbers, slot)))
             self._ready.put(None)
         except BaseException as error:  # every kind must reach the consumer, or it would wait for ever
             error.add_note(f"in the loader's thread, preparing batch {numbers.start} of epoch {epoch}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from datasets.cpu import apply_plan
 from datasets.epochs import Batch, Epochs
@@ -35,7 +34,8 @@ class Loader(Epochs[Batch]):
         image_size: side in pixels of the images that are augmented; None is the store's.
         resize: how the store's images become that large, for every batch anew; none where they are.
         jpeg_quality: what every resized image is compressed with and decoded from; None does not.
-        ahead: batches prepared ahead by the thread; 0 prepares in the caller's thread.
+        ahead: batches prepared ahead by every thread; 0 prepares in the caller's thread.
+        threads: that take turns at preparing, each with buffers of its own.
         dtype: of the images, float32 or bfloat16, which is float32 rounded once.
         channels_last: how the images lie in memory.
         pin: every batch lies in page-locked memory of its own, for copies to a GPU that nobody waits for.
@@ -59,7 +59,8 @@ class Loader(Epochs[Batch]):
         image_size: int | None = None,
         resize: Rule = "none",
         jpeg_quality: int | None = None,
-        ahead: int = 2,
+        ahead: int = 1,
+        threads: int = 1,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         pin: bool = False,
@@ -77,6 +78,7 @@ class Loader(Epochs[Batch]):
             augmented=augmented,
             drop_last=drop_last,
             ahead=ahead,
+            threads=threads,
             group=1,
         )
         self._images = store.images
@@ -85,18 +87,18 @@ class Loader(Epochs[Batch]):
         num = min(batch_size, max(1, len(rows.index)))
         self._shape = (num, 3, out_size, out_size)
         self._dtype, self._layout = dtype, torch.channels_last if channels_last else torch.contiguous_format
-        self._slots = [] if pin else [self._empty(num) for _ in range(ahead + 1)]
+        slots = 0 if pin else self._threads * self._slots_each
+        self._slots = [self._empty(num) for _ in range(slots)]
         self._resizer = None if resize == "none" else Resizer(resize, side, size, jpeg_quality)
         resized = num if self._resizer is not None else 0
-        self._resized = np.empty((resized, size, size, 3), np.uint8)
+        self._resized = np.empty((self._threads, resized, size, size, 3), np.uint8)
 
     def _empty(self, num: int, *, pin: bool = False) -> torch.Tensor:
         shape = (num, *self._shape[1:])
         return torch.empty(shape, dtype=self._dtype, memory_format=self._layout, pin_memory=pin)
 
-    def _prepare(self, epoch: int, order: NDArray[np.int32], numbers: range, slot: int) -> Batch:
-        chosen = self._chosen(order, numbers.start)
-        index = self._rows.index[chosen]
+    def _prepare(self, epoch: int, visited: Rows, numbers: range, slot: int) -> Batch:
+        index, labels = self._chosen(visited, numbers.start)
         # page-locked memory is torch's to reuse, once the copies from it have been made
         images = self._slots[slot][: len(index)] if self._slots else self._empty(len(index), pin=True)
         if self._resizer is None:
@@ -104,10 +106,9 @@ class Loader(Epochs[Batch]):
             apply_plan(self._images, plan, self._rule, images)
         else:
             plan = self._plan(epoch, numbers.start, np.arange(len(index), dtype=np.int32))
-            resized = self._resized[: len(index)]
+            resized = self._resized[slot // self._slots_each, : len(index)]
             self._resizer.fill(self._images, index, resized)
             apply_plan(resized, plan, self._rule, images)
-        labels = self._rows.labels[chosen]
         label_a, label_b, lam, rows = (
             torch.from_numpy(part) if self._slots else torch.from_numpy(part).pin_memory()
             for part in (labels, labels[plan.partner], plan.lam, index.astype(np.int64))

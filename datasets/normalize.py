@@ -1,11 +1,12 @@
 """Normalisation: the one rule by which every applier turns 8-bit pixels into float32.
 
-A channel's value v becomes float32(v * scale + bias), multiplied and added in float64. That is (v / 255 - mean) / std
-to the last bits of a float64, and so, but for values that nearly equal the mean, to the last bit of a float32.
+A channel's value v becomes v * scale + bias, multiplied, rounded and added in float32. That is (v / 255 - mean) / std
+to a few roundings of float32, as torchvision's own float32 steps are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,16 +23,24 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Normalization:
     """A line per channel, from 8-bit values to normalised ones."""
 
-    scale: NDArray[np.float64]
+    scale: NDArray[np.float32]
     """[3], per level of 255."""
-    bias: NDArray[np.float64]
+    bias: NDArray[np.float32]
     """[3], what black becomes."""
+
+    def __post_init__(self) -> None:
+        assert self.scale.dtype == self.bias.dtype == np.float32, "float64 would be other bits"
+
+    @classmethod
+    def by(cls, mean: Sequence[float], std: Sequence[float]) -> Normalization:
+        """The line that is (v / 255 - mean) / std; no deviation is 0."""
+        scale, bias = 1 / (255 * np.array(std)), -np.array(mean) / np.array(std)
+        return cls(scale=scale.astype(np.float32), bias=bias.astype(np.float32))
 
     @property
     def table(self) -> NDArray[np.float32]:
         """The normalised value of every pixel value of every channel, [3, 256] float32."""
-        lines: NDArray[np.float64] = np.arange(256) * self.scale[:, None] + self.bias[:, None]
-        return lines.astype(np.float32)
+        return np.arange(256, dtype=np.float32) * self.scale[:, None] + self.bias[:, None]
 
 
 def normalization(augment: AugmentSpec, manifest: Manifest, *, training: bool) -> Normalization:
@@ -59,4 +68,4 @@ def normalization(augment: AugmentSpec, manifest: Manifest, *, training: bool) -
             f"augment.{field}: {name} divides by a standard deviation of 0 ({manifest.dataset} has a constant "
             "channel); choose imagenet or none"
         )
-    return Normalization(scale=1 / (255 * np.array(std)), bias=-np.array(mean) / np.array(std))
+    return Normalization.by(mean, std)

@@ -16,9 +16,11 @@ lam becomes 1 - clipped area / image area. `docs/augmentation.md` sets this besi
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,14 +59,39 @@ class Purpose(IntEnum):
     ERASE = 13
 
 
+def _words(*values: int) -> NDArray[np.uint64]:
+    return np.array(values, dtype=np.uint64)
+
+
 def generator(seed: int, purpose: Purpose, epoch: int = 0, batch: int = 0) -> np.random.Generator:
     """The generator of one position. Different positions never share a draw.
 
     Philox counts up the lowest of its four counter words, so a position has 2^64 blocks of its own.
     """
-    counter = np.array([0, batch, epoch, 0], dtype=np.uint64)
-    key = np.array([seed, int(purpose)], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=key))
+    return np.random.Generator(np.random.Philox(counter=_words(0, batch, epoch, 0), key=_words(seed, int(purpose))))
+
+
+class _Moving(threading.local):
+    """A generator for every thread, moved from position to position: a new one asks the system for entropy that nobody
+    wants, which takes longer than most draws."""
+
+    def __init__(self) -> None:
+        self.generator = generator(0, Purpose.ORDER)
+
+    def to(self, seed: int, purpose: Purpose, epoch: int, batch: int) -> np.random.Generator:
+        """As `generator`, until this thread moves it on."""
+        self.generator.bit_generator.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": _words(0, batch, epoch, 0), "key": _words(seed, int(purpose))},
+            "buffer": _words(0, 0, 0, 0),
+            "buffer_pos": 4,  # used up
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self.generator
+
+
+_moving = _Moving()
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int32]:
@@ -109,12 +136,12 @@ class BatchPlan:
     @property
     def recolours(self) -> bool:
         """Whether the jitter changes any image."""
-        return bool((self.jitter != _NO_JITTER).any())
+        return self.jitter.tobytes() != _NO_JITTER.tobytes() * len(self.index)
 
     @property
     def turns(self) -> bool:
         """Whether any image is turned."""
-        return bool((self.turn[:, :2] != _NO_TURN[:2]).any())
+        return self.turn.tobytes() != _NO_TURN.tobytes() * len(self.index)
 
     @property
     def erases(self) -> bool:
@@ -139,25 +166,28 @@ _NO_TURN = np.array([FIXED_ONE, 0, FIXED_ONE // 2, FIXED_ONE // 2], np.int32)
 _ANY_ORDER = np.arange(4, dtype=np.int8)
 
 
-def _repeated(row: NDArray[Any], num: int) -> NDArray[Any]:
-    """[num, 4]. Four times as fast as np.tile, which would cost more than an image."""
-    rows = np.empty((num, 4), row.dtype)
-    rows[:] = row
-    return rows
+@lru_cache(maxsize=16)
+def _unchanged(num: int) -> tuple[NDArray[np.int32], NDArray[np.int8], NDArray[np.int32]]:
+    """Jitter, its order and turn of images that keep their colours and stand upright, [num, 4]; plans share them."""
+    found = tuple(np.repeat(row[None], num, axis=0) for row in (_NO_JITTER, _ANY_ORDER, _NO_TURN))
+    for rows in found:
+        rows.flags.writeable = False
+    return found  # type: ignore[return-value]
 
 
 def plain_plan(index: NDArray[np.int32], image_size: int) -> BatchPlan:
     """The plan of a test batch: images are normalised and nothing else."""
     num = len(index)
+    jitter, jitter_order, turn = _unchanged(num)
     return BatchPlan(
         index=np.asarray(index, dtype=np.int32),
         top=np.zeros(num, np.int16),
         left=np.zeros(num, np.int16),
         flip=np.zeros(num, np.bool_),
         out_size=image_size,
-        jitter=_repeated(_NO_JITTER, num),
-        jitter_order=_repeated(_ANY_ORDER, num),
-        turn=_repeated(_NO_TURN, num),
+        jitter=jitter,
+        jitter_order=jitter_order,
+        turn=turn,
         erase_box=np.zeros((num, 4), np.int16),
         partner=np.arange(num, dtype=np.int32),
         blend=np.ones(num, np.float32),
@@ -189,46 +219,33 @@ def draw_plan(
         ValueError: the crop does not fit into the padded image.
     """
     num = len(index)
-    plan = plain_plan(index, image_size)
     out_size = spec.train_crop or image_size
-    top, left, flip = plan.top, plan.left, plan.flip
     low, high = -spec.pad_crop, image_size + spec.pad_crop - out_size
     if high < low:
         raise ValueError(
             f"augment.train_crop: {out_size} pixels do not fit into images of {image_size} padded by "
             f"{spec.pad_crop}; lower train_crop or raise pad_crop"
         )
+    drawn: dict[str, Any] = {}
     if high > low:
-        corners = generator(seed, Purpose.CROP, epoch, batch).integers(low, high, size=(2, num), endpoint=True)
-        top, left = corners.astype(np.int16)
+        rng = _moving.to(seed, Purpose.CROP, epoch, batch)
+        drawn["top"], drawn["left"] = rng.integers(low, high, size=(2, num), dtype=np.int16, endpoint=True)
     if spec.hflip_prob > 0:
-        flip = generator(seed, Purpose.FLIP, epoch, batch).random(num) < spec.hflip_prob
-    jitter, jitter_order, turn, erase_box = plan.jitter, plan.jitter_order, plan.turn, plan.erase_box
+        drawn["flip"] = _moving.to(seed, Purpose.FLIP, epoch, batch).random(num) < spec.hflip_prob
     if spec.jitter is not None:
-        jitter, jitter_order = _draw_jitter(spec.jitter, generator(seed, Purpose.JITTER, epoch, batch), num)
+        rng = _moving.to(seed, Purpose.JITTER, epoch, batch)
+        drawn["jitter"], drawn["jitter_order"] = _draw_jitter(spec.jitter, rng, num)
     if spec.rotate_deg > 0:
-        share = 2 * generator(seed, Purpose.ROTATE, epoch, batch).random(num) - 1
-        turn = turn_by(spec.rotate_deg * share, out_size)
+        share = 2 * _moving.to(seed, Purpose.ROTATE, epoch, batch).random(num) - 1
+        drawn["turn"] = turn_by(spec.rotate_deg * share, out_size)
     if spec.erase_prob > 0:
-        erase_box = _draw_erase(spec.erase_prob, generator(seed, Purpose.ERASE, epoch, batch), num, out_size)
-    partner, blend, box, lam = plan.partner, plan.blend, plan.mix_box, plan.lam
+        rng = _moving.to(seed, Purpose.ERASE, epoch, batch)
+        drawn["erase_box"] = _draw_erase(spec.erase_prob, rng, num, out_size)
     if spec.mix != "none":
-        partner, blend, box, lam = _draw_mix(spec, generator(seed, Purpose.MIX, epoch, batch), num, out_size)
-    return BatchPlan(
-        index=plan.index,
-        top=top,
-        left=left,
-        flip=flip,
-        out_size=out_size,
-        jitter=jitter,
-        jitter_order=jitter_order,
-        turn=turn,
-        erase_box=erase_box,
-        partner=partner,
-        blend=blend,
-        mix_box=box,
-        lam=lam,
-    )
+        mix = _draw_mix(spec, _moving.to(seed, Purpose.MIX, epoch, batch), num, out_size)
+        drawn |= zip(("partner", "blend", "mix_box", "lam"), mix, strict=True)
+    plan = plain_plan(index, out_size)
+    return replace(plan, **drawn) if drawn else plan
 
 
 def turn_by(degrees: NDArray[np.float64], size: int) -> NDArray[np.int32]:

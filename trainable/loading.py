@@ -29,11 +29,15 @@ class ImagesOn:
     device: torch.device
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    threads: int = 1
+    """That make images on the CPU."""
     resident: dict[str, torch.Tensor] = field(default_factory=dict)
     """The splits that lie on the device whole."""
 
 
-def images_on(spec: RunSpec, stores: Dataset, device: torch.device, model: nn.Module, memory_bytes: int) -> ImagesOn:
+def images_on(
+    spec: RunSpec, stores: Dataset, device: torch.device, model: nn.Module, memory_bytes: int, threads: int
+) -> ImagesOn:
     """How to make the images of a run.
 
     Args:
@@ -42,6 +46,7 @@ def images_on(spec: RunSpec, stores: Dataset, device: torch.device, model: nn.Mo
         device: where it trains.
         model: on the device.
         memory_bytes: of the device that the run may take; 0 on a CPU, where nothing need be resident.
+        threads: of the CPU that the run may take. Where it trains on another device they make images.
     """
     half = spec.optim.precision == "bfloat16"
     # a normaliser of the model's own begins as nothing at all and would be tried in vain
@@ -52,6 +57,7 @@ def images_on(spec: RunSpec, stores: Dataset, device: torch.device, model: nn.Mo
         device=device,
         dtype=torch.bfloat16 if narrow else torch.float32,
         channels_last=half,
+        threads=1 if device.type == "cpu" else threads,
         resident={name: resident(store, device) for name, store in splits.items()}
         if fits and spec.data.resize == "none"
         else {},
@@ -88,7 +94,7 @@ def training_loader(spec: RunSpec, store: ArrayStore, rows: Rows, on: ImagesOn) 
         drop_last=spec.budget.drop_last,
         train=True,
         augmented=True,
-        ahead=2,
+        ahead=1,
     )
 
 
@@ -100,7 +106,7 @@ def evaluation_loader(
     *,
     batch_size: int | None = None,
     augmented: bool = False,
-    ahead: int = 2,
+    ahead: int = 1,
 ) -> Loader | DeviceLoader:
     """The rows in their order; `batch_size` None is the spec's."""
     return _loader(
@@ -149,5 +155,6 @@ def _loader(
         resize=spec.data.resize,
         jpeg_quality=spec.data.jpeg_quality,
         pin=on.device.type == "cuda",
+        threads=on.threads,
         **common,
     )

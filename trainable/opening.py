@@ -95,7 +95,7 @@ def _built(
             position = Position.from_dict(own.meta["position"])
     frozen = frozen_modules(model, spec.optim)
     model.to(device, memory_format=layout(spec))  # type: ignore[call-overload]
-    on = images_on(spec, stores, device, model, _memory_bytes(exec_spec, device))
+    on = images_on(spec, stores, device, model, _memory_bytes(exec_spec, device), exec_spec.cpu_threads)
     torch.manual_seed(_torch_seed(spec, Purpose.MODEL_TRAIN))
     run = TrainingRun(spec, exec_spec, folder, stores, rows, model, frozen, on, position, report, notes)
     if own is not None:

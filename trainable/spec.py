@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from datasets.spec import AugmentSpec, DataSpec, Spec
 from trainable.models import check_name
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 EvalName = Literal["final", "best_on_val", "best_on_test"]
 Surgery = Literal["new_head", "resize_positions", "small_stem"]
 
@@ -257,7 +257,7 @@ class RunSpec(Spec):
     evaluate: EvaluateSpec
     seed: int = Field(ge=0, lt=2**63)
     """Of the initial weights, the order of images, augmentation and the model's own randomness."""
-    version: Literal[1]
+    version: Literal[2]
     """SPEC_VERSION of the code that gives this spec its meaning."""
 
     @model_validator(mode="after")

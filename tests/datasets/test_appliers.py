@@ -97,7 +97,7 @@ def images() -> NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def rule() -> Normalization:
     rng = np.random.default_rng(1)
-    return Normalization(scale=rng.normal(size=3), bias=rng.normal(size=3))
+    return Normalization(scale=rng.normal(size=3).astype(np.float32), bias=rng.normal(size=3).astype(np.float32))
 
 
 def normalised(pixels: NDArray[np.uint8], rule: Normalization) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ def flat(*colours: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.broadcast_to(np.array(colours, np.uint8)[:, None, None], (len(colours), 4, 4, 3)))
 
 
-LEVELS = Normalization(scale=np.ones(3), bias=np.zeros(3))
+LEVELS = Normalization(scale=np.ones(3, np.float32), bias=np.zeros(3, np.float32))
 """Shows pixel values as they are."""
 
 
@@ -372,7 +372,9 @@ def test_bfloat16_is_rounded_to_the_nearest_and_ties_to_even(images: NDArray[np.
     """Slopes of whole powers of two make ties of every pixel value above 255, torch's rounding is the reference."""
     plan = draw_plan(augment(), 1, 0, 0, np.arange(40, dtype=np.int32), 12)
     for scale in (257.0, 1.0 + 2.0**-8, 2.0**-9 + 1):
-        rule = Normalization(scale=np.array([scale, -scale, 0.0]), bias=np.array([0.0, 1.0, -1.0]))
+        rule = Normalization(
+            scale=np.array([scale, -scale, 0.0], np.float32), bias=np.array([0.0, 1.0, -1.0], np.float32)
+        )
         exact = fused_tensor(images, plan, rule)
         assert torch.equal(fused_tensor(images, plan, rule, torch.bfloat16), exact.to(torch.bfloat16))
         ties = (exact.view(torch.int32) & 0xFFFF) == 0x8000
@@ -393,7 +395,7 @@ def test_mixing_agrees_with_timm_in_distribution(mix: str) -> None:
     num, size, batches = 4, 16, 600
     own = np.repeat(np.arange(num, dtype=np.uint8)[:, None, None, None], size, axis=1)
     images = np.ascontiguousarray(np.broadcast_to(own, (num, size, size, 3)))
-    identity = Normalization(scale=np.ones(3), bias=np.zeros(3))
+    identity = Normalization(scale=np.ones(3, np.float32), bias=np.zeros(3, np.float32))
     ours, pasted = [], []
     for batch in range(batches):
         plan = draw_plan(

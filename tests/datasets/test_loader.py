@@ -7,6 +7,7 @@ import itertools
 import threading
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,14 @@ MIXED = {"augment.mix": "cutmix", "augment.mix_alpha": 1.0, "augment.pad_crop": 
 Copy = tuple[torch.Tensor, ...]
 
 
-def make(toy: Dataset, *, train: bool = True, ahead: int = 2, batch_size: int = 16, **fields: object) -> Loader:
+def make(
+    toy: Dataset, *, train: bool = True, ahead: int = 2, threads: int = 1, batch_size: int = 16, **fields: object
+) -> Loader:
     spec = run_spec({**(MIXED if train else {}), **fields})
     rows = select_rows(spec.data, toy)
     store, chosen = (toy.train, rows.train) if train else (toy.test, rows.test)
-    return Loader(store, chosen, spec.augment, batch_size=batch_size, seed=3, train=train, ahead=ahead)
+    settings: dict[str, Any] = {"batch_size": batch_size, "seed": 3, "train": train}
+    return Loader(store, chosen, spec.augment, **settings, ahead=ahead, threads=threads)
 
 
 def copies(loader: Loader, limit: int | None = None) -> Iterator[Copy]:
@@ -95,17 +99,20 @@ def test_epochs_differ_and_repeat(toy: Dataset) -> None:
     assert equal(first, list(copies(again))) and equal(second, list(copies(again)))
 
 
-def test_the_thread_changes_nothing(toy: Dataset) -> None:
-    assert equal(list(copies(make(toy, ahead=0))), list(copies(make(toy, ahead=3))))
+def test_threads_change_nothing(toy: Dataset) -> None:
+    """Three threads for four batches, five of which one has nothing to do, and one that is not to be."""
+    plain = list(copies(make(toy, ahead=0)))
+    for ahead, threads in ((3, 1), (1, 2), (2, 3), (1, 5), (0, 2)):
+        assert equal(plain, list(copies(make(toy, ahead=ahead, threads=threads))))
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize(("ahead", "threads"), [(0, 1), (1, 1), (3, 1), (1, 3)])
 @pytest.mark.parametrize("stop_at", [0, 1, 2, 3, 4, 5, 7, 8])
-def test_resume_anywhere_yields_the_next_eight_batches(toy: Dataset, ahead: int, stop_at: int) -> None:
+def test_resume_anywhere_yields_the_next_eight_batches(toy: Dataset, ahead: int, threads: int, stop_at: int) -> None:
     """Epochs have 4 batches: first, middle, last, and across the epoch's end."""
-    whole = make(toy, ahead=ahead)
+    whole = make(toy, ahead=ahead, threads=threads)
     stream = [batch for _ in range(4) for batch in copies(whole)]
-    stopped = make(toy, ahead=ahead)
+    stopped = make(toy, ahead=ahead, threads=threads)
     for epoch in range(2):
         for number, _ in enumerate(stopped):
             if epoch * 4 + number + 1 == stop_at:
@@ -113,8 +120,8 @@ def test_resume_anywhere_yields_the_next_eight_batches(toy: Dataset, ahead: int,
         if epoch * 4 + 4 >= stop_at:
             break
     if stop_at == 0:
-        stopped = make(toy, ahead=ahead)
-    resumed = make(toy, ahead=ahead)
+        stopped = make(toy, ahead=ahead, threads=threads)
+    resumed = make(toy, ahead=ahead, threads=threads)
     resumed.load_state_dict(stopped.state_dict())
     following = [batch for _ in range(3) for batch in copies(resumed)][:8]
     assert equal(following, stream[stop_at : stop_at + 8])
@@ -165,15 +172,17 @@ def test_close_leaves_no_thread(toy: Dataset) -> None:
     assert not loader_threads()
 
 
-def test_leaving_a_loop_leaves_no_thread(toy: Dataset) -> None:
-    for _ in make(toy):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_leaving_a_loop_leaves_no_thread(threads: int, toy: Dataset) -> None:
+    for _ in make(toy, threads=threads):
         break
     assert not loader_threads()
 
 
 def test_slots_are_reused(toy: Dataset) -> None:
-    addresses = {batch.images.data_ptr() for batch in make(toy, ahead=2)}
-    assert len(addresses) <= 3
+    for threads in (1, 2):
+        loader = make(toy, ahead=1, threads=threads, batch_size=5)
+        assert len({batch.images.data_ptr() for batch in loader}) <= 2 * threads < len(loader)
 
 
 def test_class_subset_and_limits(toy: Dataset) -> None:

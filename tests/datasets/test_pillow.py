@@ -87,7 +87,7 @@ def test_all_of_it_is_torchvisions_pipeline(tiles: NDArray[np.uint8]) -> None:
     plan = plan_of(**fields)
     mean, std = np.array([0.5071, 0.4867, 0.4408]), np.array([0.2675, 0.2565, 0.2761])
     ours = np.empty((NUM, 3, SIZE, SIZE), np.float32)
-    cpu.apply_plan(tiles, plan, Normalization(scale=1 / (255 * std), bias=-mean / std), torch.from_numpy(ours))
+    cpu.apply_plan(tiles, plan, Normalization.by(mean, std), torch.from_numpy(ours))
     angles = 10.0 * (2 * _shares() - 1)
     for i, tile in enumerate(tiles):
         image = functional.pad(Image.fromarray(tile), [4])

@@ -40,6 +40,31 @@ def test_positions_never_share_a_draw() -> None:
     assert len(seen) == 16 * 50
 
 
+def test_a_generator_that_is_moved_draws_as_a_new_one() -> None:
+    """Whatever it drew before, half a word that it kept included."""
+    for seed, purpose, epoch, batch in (
+        (7, Purpose.CROP, 0, 3),
+        (2**63 - 1, Purpose.MIX, 2**63, 5),
+        (0, Purpose.FLIP, 1, 0),
+    ):
+        plans._moving.to(1, Purpose.ORDER, 2, 3).integers(5, dtype=np.int32)
+        moved, new = plans._moving.to(seed, purpose, epoch, batch), generator(seed, purpose, epoch, batch)
+        for draw in (
+            lambda rng: rng.integers(9, size=7, dtype=np.int16),
+            lambda rng: rng.random(3),
+            lambda rng: rng.permutation(9),
+        ):
+            assert draw(moved).tolist() == draw(new).tolist()
+
+
+def test_plans_that_change_nothing_share_arrays_nobody_can_write_into() -> None:
+    one, other = plain_plan(index(4), 8), plain_plan(index(4), 12)
+    assert one.jitter is other.jitter and not (one.recolours or one.turns)
+    for shared in (one.jitter, one.jitter_order, one.turn):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0] = 1
+
+
 def test_draws_are_pinned() -> None:
     """Numpy may change its streams; results would change with it, so SPEC_VERSION would have to rise."""
     assert epoch_order(223, 3, 10).tolist() == ORDER_223_3
@@ -49,7 +74,7 @@ def test_draws_are_pinned() -> None:
 
 
 ORDER_223_3 = [5, 9, 6, 2, 4, 3, 1, 8, 7, 0]
-TOP, FLIP, PARTNER = [-2, 2, 0, 1], [True, True, False, True], [0, 1, 2, 3]
+TOP, FLIP, PARTNER = [2, -2, 0, 2], [True, True, False, True], [0, 1, 2, 3]
 LAM = 0.7265625
 
 

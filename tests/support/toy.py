@@ -56,7 +56,7 @@ BASE: dict[str, Any] = {
     "evaluate.batch_size": 16,
     "evaluate.select": ["best_on_test"],
     "seed": 1,
-    "version": 1,
+    "version": 2,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from toy import VIT, exec_spec, run_spec
 
+from datasets.cpu import apply_plan
 from datasets.device_loader import DeviceLoader
 from datasets.loader import Loader
 from datasets.store import Dataset
@@ -58,7 +60,7 @@ def test_only_a_model_that_rounds_its_images_itself_is_given_rounded_ones(toy: D
         ({**HALF, "model.input_norm": "channel"}, torch.float32),
     ):
         spec = run_spec(fields)
-        assert images_on(spec, toy, CPU, build_model(spec.model, 3, 8), 0).dtype == dtype
+        assert images_on(spec, toy, CPU, build_model(spec.model, 3, 8), 0, 1).dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_both_splits_lie_on_the_device_where_half_of_its_share_holds_them(
 ) -> None:
     """90 images of 8 by 8 pixels; images that are resized for every batch stay with the CPU."""
     spec = run_spec(fields)
-    on = images_on(spec, toy, CPU, build_model(spec.model, 3, spec.data.image_size), memory_bytes)
+    on = images_on(spec, toy, CPU, build_model(spec.model, 3, spec.data.image_size), memory_bytes, 1)
     rows = select_rows(spec.data, toy)
     loaders = [training_loader(spec, toy.train, rows.train, on), evaluation_loader(spec, toy.test, rows.test, on)]
     assert [type(loader) for loader in loaders] == [kind, kind]
@@ -84,12 +86,34 @@ def test_both_splits_lie_on_the_device_where_half_of_its_share_holds_them(
 def test_what_is_evaluated_apart_has_its_own_images(toy: Dataset) -> None:
     """The first training images come from the training split, wherever that lies."""
     spec = run_spec()
-    on = images_on(spec, toy, CPU, build_model(spec.model, 3, 8), 10**9)
+    on = images_on(spec, toy, CPU, build_model(spec.model, 3, 8), 10**9, 1)
     rows = select_rows(spec.data, toy)
     for store, chosen in ((toy.train, rows.train), (toy.test, rows.test)):
         found = torch.cat([one.images for one in evaluation_loader(spec, store, chosen, on)])
         plain = evaluation_loader(spec, store, chosen, ImagesOn(device=CPU))
         assert torch.equal(found, torch.cat([one.images.clone() for one in plain]))
+
+
+def test_a_runs_threads_make_images_where_it_trains_on_another_device(
+    toy: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = run_spec({"data.image_size": 16, "data.resize": "bicubic"})
+    model, rows = build_model(spec.model, 3, 16), select_rows(spec.data, toy)
+    assert images_on(spec, toy, CPU, model, 0, 4).threads == 1, "on a CPU they train"
+    assert images_on(spec, toy, torch.device("cuda"), model, 0, 4).threads == 4
+    made_by: list[str] = []
+
+    def noted(*arguments: Any) -> None:
+        made_by.append(threading.current_thread().name)
+        apply_plan(*arguments)
+
+    plain = [batch.images.clone() for batch in training_loader(spec, toy.train, rows.train, ImagesOn(device=CPU))]
+    monkeypatch.setattr("datasets.loader.apply_plan", noted)
+    for batch, images in zip(
+        training_loader(spec, toy.train, rows.train, ImagesOn(device=CPU, threads=3)), plain, strict=True
+    ):
+        assert torch.equal(batch.images, images)
+    assert set(made_by) == {"loader-epoch-0-0", "loader-epoch-0-1", "loader-epoch-0-2"}
 
 
 def opened(storage: Storage, data_path: Path, toy: Dataset, fields: dict[str, Any]) -> TrainingRun:

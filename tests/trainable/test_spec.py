@@ -199,7 +199,7 @@ def test_specs_are_frozen() -> None:
         ({"augment.train_crop": 12}, "12 pixels do not fit into images of 8 padded by 0"),
         ({"data.classes": [2, 1]}, "two or more different numbers in rising order"),
         ({"data.dataset": "../x"}, "should match pattern"),
-        ({"version": 2}, "Input should be 1"),
+        ({"version": 1}, "Input should be 2"),
         ({"data.colour": 1}, "Extra inputs are not permitted"),
     ],
 )
@@ -247,5 +247,5 @@ def test_columns_of_trials_say_what_the_spec_says() -> None:
     names |= {path: path.replace(".", "_") for path in fields if path.startswith("init.")}
     expected = {names.get(path, path.split(".")[1]): value for path, value in fields.items()}
     found = spec_columns(run_spec({**fields, "seed": 19}).model_dump(mode="json"))
-    assert found == {**expected, "seed": 19, "spec_version": 1}
+    assert found == {**expected, "seed": 19, "spec_version": 2}
     assert found.keys() <= set(TRIALS.names)

@@ -1,0 +1,104 @@
+"""The fused kernel where its ways part: windows as wide as the images and not, sides that are whole vectors and not,
+targets on a cache line and beside one, of every type and layout."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from datasets import cpu, reference
+from datasets.normalize import Normalization
+from datasets.plan import BatchPlan, plain_plan
+
+STORED = 4
+RULE = Normalization.by((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+
+
+def boxes(rng: np.random.Generator, num: int, size: int) -> NDArray[np.int16]:
+    """Top, left, bottom, right; some are empty."""
+    corners = np.sort(rng.integers(0, size + 1, (2, 2, num)), axis=0)
+    return np.concatenate([corners[0], corners[1]]).T.astype(np.int16)
+
+
+def any_plan(rng: np.random.Generator, side: int, size: int, reach: int, mix: str, erase: bool) -> BatchPlan:
+    """Windows up to `reach` pixels beside the image, every image with its own partner, weight and boxes."""
+    num = int(rng.integers(1, 6))
+    plan = plain_plan(rng.integers(0, STORED, num).astype(np.int32), size)
+    changes: dict[str, Any] = {
+        "top": rng.integers(-reach, reach + 1, num).astype(np.int16),
+        "left": rng.integers(-reach, reach + 1, num).astype(np.int16),
+        "flip": rng.random(num) < 0.5,
+    }
+    if mix != "none":
+        changes["partner"] = rng.permutation(num).astype(np.int32)
+    if mix == "mixup":
+        changes["blend"] = np.where(rng.random(num) < 0.7, rng.random(num), 1).astype(np.float32)
+    if mix == "cutmix":
+        changes["mix_box"] = boxes(rng, num, size)
+    if erase:
+        changes["erase_box"] = boxes(rng, num, size)
+    return replace(plan, **changes)
+
+
+@pytest.mark.parametrize("side", [5, 7, 8, 12, 16, 32])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    narrower=st.sampled_from([0, 0, 1, 4, -3]),
+    reach=st.sampled_from([0, 1, 4, 40]),
+    mix=st.sampled_from(["none", "mixup", "cutmix"]),
+    erase=st.booleans(),
+)
+@settings(max_examples=15, deadline=None)
+def test_every_way_through_the_kernel_gives_the_references_bits(
+    seed: int, narrower: int, reach: int, mix: str, erase: bool, side: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (STORED, side, side, 3), np.uint8)
+    size = side - narrower
+    plan = any_plan(rng, side, size, reach, mix, erase)
+    expected = torch.from_numpy(reference.apply_plan(images, plan, RULE.table))
+    num = len(plan.index)
+    for dtype in (torch.float32, torch.bfloat16):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            out = torch.empty((num, 3, size, size), dtype=dtype, memory_format=layout)
+            cpu.apply_plan(images, plan, RULE, out)
+            assert torch.equal(out, expected.to(dtype)), (dtype, layout)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 4, 16])
+def test_a_target_may_lie_anywhere_and_nothing_beside_it_is_written(offset: int) -> None:
+    """Only from a cache line on whole lines are written past the caches."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (STORED, 8, 8, 3), np.uint8)
+    plan = any_plan(rng, 8, 8, 2, "mixup", erase=True)
+    count = len(plan.index) * 3 * 64
+    room = torch.full((count + 64,), 7.0)
+    assert room.data_ptr() % 64 == 0
+    cpu.apply_plan(images, plan, RULE, room[offset : offset + count].view(-1, 3, 8, 8))
+    expected = torch.from_numpy(reference.apply_plan(images, plan, RULE.table)).flatten()
+    assert torch.equal(room[offset : offset + count], expected)
+    assert (room[:offset] == 7).all() and (room[offset + count :] == 7).all()
+
+
+def test_what_is_written_past_the_caches_is_there_for_the_next_thread() -> None:
+    """Batches made by a thread of a loader are read by another at once; see `test_loader.py` for loaders."""
+    images = np.random.default_rng(2).integers(0, 256, (64, 32, 32, 3), np.uint8)
+    plan = plain_plan(np.arange(64, dtype=np.int32), 32)
+    expected = torch.empty((64, 3, 32, 32))
+    cpu.apply_plan(images, plan, RULE, expected)
+
+    def made() -> torch.Tensor:
+        out = torch.zeros((64, 3, 32, 32))
+        cpu.apply_plan(images, plan, RULE, out)
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(lambda _: made(), range(50)))
