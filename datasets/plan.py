@@ -77,17 +77,14 @@ class _Moving(threading.local):
 
     def __init__(self) -> None:
         self.generator = generator(0, Purpose.ORDER)
+        self.state: Any = self.generator.bit_generator.state  # of one that has drawn nothing
 
     def to(self, seed: int, purpose: Purpose, epoch: int, batch: int) -> np.random.Generator:
         """As `generator`, until this thread moves it on."""
-        self.generator.bit_generator.state = {
-            "bit_generator": "Philox",
-            "state": {"counter": _words(0, batch, epoch, 0), "key": _words(seed, int(purpose))},
-            "buffer": _words(0, 0, 0, 0),
-            "buffer_pos": 4,  # used up
-            "has_uint32": 0,
-            "uinteger": 0,
-        }
+        position = self.state["state"]
+        position["counter"][1:3] = batch, epoch
+        position["key"][:] = seed, purpose
+        self.generator.bit_generator.state = self.state
         return self.generator
 
 
@@ -286,16 +283,15 @@ _Mix = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int16], NDArray[
 
 
 def _draw_mix(spec: AugmentSpec, rng: np.random.Generator, num: int, size: int) -> _Mix:
-    """Partner, blend, mix_box and lam of a batch. Draws are in a fixed order: lam, permutation, centre, coins."""
+    """Partner, blend, mix_box and lam of a batch. Drawn in a fixed order, what is not needed left out: lam, permutation,
+    whether to mix, whether to cut, centre."""
     assert spec.mix != "none" and spec.mix_alpha is not None, "the spec has an alpha exactly where it mixes"
     draws = 1 if spec.mix_scope == "batch" else num
     lam = rng.beta(spec.mix_alpha, spec.mix_alpha, size=draws)
-    permutation = rng.permutation(num)
-    centre = rng.integers(0, size, size=(2, draws))
-    mixed = rng.random(draws) < spec.mix_prob
-    cut = {"mixup": np.zeros(draws, bool), "cutmix": np.ones(draws, bool), "switch": rng.random(draws) < 0.5}[spec.mix]
-
-    chosen = permutation if spec.mix_partner == "permutation" else np.arange(num)[::-1]
+    chosen = rng.permutation(num) if spec.mix_partner == "permutation" else np.arange(num)[::-1]
+    mixed = rng.random(draws) < spec.mix_prob if spec.mix_prob < 1 else np.ones(draws, bool)
+    cut = rng.random(draws) < 0.5 if spec.mix == "switch" else np.full(draws, spec.mix == "cutmix")
+    centre = np.zeros((2, draws), np.int64) if spec.mix == "mixup" else rng.integers(0, size, size=(2, draws))
     if draws == 1:
         return _mixed_alike(float(lam[0]), centre[:, 0], bool(mixed[0]), bool(cut[0]), chosen, size)
     return _mixed_each(lam, centre, mixed, cut, chosen, size)
