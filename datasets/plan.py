@@ -283,8 +283,8 @@ _Mix = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int16], NDArray[
 
 
 def _draw_mix(spec: AugmentSpec, rng: np.random.Generator, num: int, size: int) -> _Mix:
-    """Partner, blend, mix_box and lam of a batch. Drawn in a fixed order, what is not needed left out: lam, permutation,
-    whether to mix, whether to cut, centre."""
+    """Partner, blend, mix_box and lam of a batch. Drawn in a fixed order, what is not needed left out: lam,
+    permutation, whether to mix, whether to cut, centre."""
     assert spec.mix != "none" and spec.mix_alpha is not None, "the spec has an alpha exactly where it mixes"
     draws = 1 if spec.mix_scope == "batch" else num
     lam = rng.beta(spec.mix_alpha, spec.mix_alpha, size=draws)

@@ -41,6 +41,7 @@ def test_auto_that_finds_no_ray_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     def nowhere(address: str, folder: str | None) -> str:
         raise ConnectionError("Could not find any running Ray instance.")
 
+    monkeypatch.setattr(schedule.services, "find_gcs_addresses", set)  # other tests may run a Ray of their own
     monkeypatch.setattr(schedule.services, "get_ray_address_from_environment", nowhere)
     with pytest.raises(
         schedule.ClusterError, match="--address auto: no Ray runs on this machine; start a cluster with"
@@ -50,6 +51,7 @@ def test_auto_that_finds_no_ray_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_auto_that_finds_a_dead_cluster_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray remembers the last cluster of a machine, also when it was killed; it would try for minutes."""
+    monkeypatch.setattr(schedule.services, "find_gcs_addresses", set)
     monkeypatch.setattr(schedule.services, "get_ray_address_from_environment", lambda address, folder: "127.0.0.1:1")
     with pytest.raises(
         schedule.ClusterError, match=r"--address auto: nothing listens at 127\.0\.0\.1:1 \(Connection ref"
