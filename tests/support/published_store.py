@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from toy import made_up_from
 
 from trainable import metrics, records, schemas
 from trainable.spec import RunSpec
@@ -385,7 +386,7 @@ def write_published_store(
         assert run.published is not None
         published = {key: value for key, value in run.published.model_dump().items() if isinstance(value, float)}
         number = seeds.index(run.spec.seed)
-        rng = np.random.default_rng([number, int(run.run_id, 16)])
+        rng = np.random.default_rng([number, made_up_from(run.spec)])
         curve = published_curves()[run.label]
         best = published_answers(published, 100 if run.axes["dataset"] == "cifar100" else 200, rng)
         logged = curve["test_top1"][-1] if final == "logged" else published["top1"]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from published_store import START, at_top1, commit_answers, from_correct
 from synthetic import write_dims
+from toy import made_up_from
 
 from datasets.published import PUBLISHED
 from trainable import schemas
@@ -88,7 +89,7 @@ def write_study_store(
 
 def _commit(storage: Storage, run: PlannedRun, evaluated: str) -> None:
     spec, classes = run.spec, PUBLISHED[run.spec.data.dataset].num_classes
-    rng = np.random.default_rng([int(run.run_id, 16), 2])
+    rng = np.random.default_rng([made_up_from(run.spec), 2])
     course = course_of(run, evaluated, rng)
     final, best = (round(NUM_TEST * top1) for top1 in (course.test[-1], course.test.max()))
     correct = np.zeros(NUM_TEST, bool)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from toy import run_spec
+from toy import made_up_from, run_spec
 
 from trainable import metrics, records, schemas
 from trainable.manifests import write_manifest
@@ -54,7 +54,7 @@ def noisy(accuracy: Mapping[str, float] | float = 0.6, scale: float = 3.0) -> Lo
 
     def logits(spec: RunSpec, labels: NDArray[np.int64]) -> NDArray[np.float32]:
         share = accuracy if isinstance(accuracy, float) else accuracy[spec.augment.mix]
-        rng = np.random.default_rng([int(spec.run_id, 16), 1])
+        rng = np.random.default_rng([made_up_from(spec), 1])
         shared = np.random.default_rng(7).random(len(labels))
         classes = int(labels.max()) + 1
         right = 0.6 * shared + 0.4 * rng.random(len(labels)) < share

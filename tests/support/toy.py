@@ -101,6 +101,13 @@ def run_spec(fields: dict[str, Any] | None = None, **top: Any) -> RunSpec:
     return RunSpec.model_validate_json(json.dumps(nested))
 
 
+def made_up_from(spec: RunSpec) -> int:
+    """What made-up numbers of a run are drawn from: they stay as they are when SPEC_VERSION rises, and with it every id
+    of a parent."""
+    init = spec.init.model_copy(update={"source": "parent"}) if spec.init.kind == "parent" else spec.init
+    return int(spec.model_copy(update={"version": 1, "init": init}).run_id, 16)
+
+
 def exec_spec(data_path: Path, **changes: Any) -> ExecSpec:
     """One CPU thread, checkpoints only when asked for."""
     values = {
