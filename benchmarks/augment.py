@@ -52,7 +52,7 @@ IMAGES = {32: 50_000, 64: 20_000}
 KEPT = "numba"
 """The one that `datasets.loader` uses."""
 FILES = {
-    "numba": ("datasets/cpu.py",),
+    "numba": ("datasets/cpu.py", "datasets/colours.py"),
     "torch": ("datasets/gpu.py",),
     "C": ("benchmarks/augment.c", "benchmarks/augment_c.py"),
 }

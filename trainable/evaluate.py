@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import nn
 
 from datasets.epochs import Epochs
@@ -88,7 +89,7 @@ def find_run(storage: Storage, run: str) -> RunSpec:
     """The spec of a stored run by its id or the beginning of it.
 
     Raises:
-        DataError: none, or more than one.
+        DataError: none, or more than one, or one of another version of the project.
     """
     known = sorted({name.split("--")[0] for name in storage.names("attempts")})
     matches = [run_id for run_id in known if run_id.startswith(run)]
@@ -97,7 +98,15 @@ def find_run(storage: Storage, run: str) -> RunSpec:
             f"RUN {run}: {'no' if not matches else len(matches)} run of {storage.uri} begins so; "
             f"its runs are {', '.join(known[:8]) or 'none'}{' ...' if len(known) > 8 else ''}"
         )
-    return RunSpec.model_validate_json(storage.read(f"runs/{matches[0]}/spec.json"))
+    try:
+        return RunSpec.model_validate_json(storage.read(f"runs/{matches[0]}/spec.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"RUN {matches[0]}: its spec is not one of this version of the project "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}); evaluate it with the version "
+            "that trained it"
+        ) from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -88,8 +88,8 @@ def test_a_target_may_lie_anywhere_and_nothing_beside_it_is_written(offset: int)
     assert (room[:offset] == 7).all() and (room[offset + count :] == 7).all()
 
 
-def test_what_is_written_past_the_caches_is_there_for_the_next_thread() -> None:
-    """Batches made by a thread of a loader are read by another at once; see `test_loader.py` for loaders."""
+def test_two_threads_at_once_make_the_same_bits_as_one() -> None:
+    """And another thread reads them at once. That the fence is needed no test on x86 would show: locks flush, too."""
     images = np.random.default_rng(2).integers(0, 256, (64, 32, 32, 3), np.uint8)
     plan = plain_plan(np.arange(64, dtype=np.int32), 32)
     expected = torch.empty((64, 3, 32, 32))

@@ -53,6 +53,21 @@ def test_on_other_data_of_the_same_kind(
     assert "on other (not the published data), 120 test images" in capsys.readouterr().out
 
 
+def test_a_run_of_another_version_is_left_to_that_version(
+    tmp_path: Path, data_path: Path, toy: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage(str(tmp_path))
+    spec = run_spec({"data.content_sha256": toy.manifest.content_sha256, "budget.epochs": 1})
+    Attempt(spec, exec_spec(data_path), storage)
+    path = f"runs/{spec.run_id}/spec.json"
+    storage.put(path, storage.read(path).replace(b'"version":2', b'"version":1'))
+    assert main(arguments((storage, spec.run_id), data_path)) == 2
+    assert (
+        f"RUN {spec.run_id}: its spec is not one of this version of the project (version: Input should be 2, got 1); "
+        "evaluate it with the version that trained it"
+    ) in " ".join(capsys.readouterr().err.split())
+
+
 def test_what_cannot_be_is_said(
     results: tuple[Storage, str], data_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
