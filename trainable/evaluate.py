@@ -104,8 +104,8 @@ def find_run(storage: Storage, run: str) -> RunSpec:
         first = error.errors()[0]
         raise DataError(
             f"RUN {matches[0]}: its spec is not one of this version of the project "
-            f"({'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}); evaluate it with the version "
-            "that trained it"
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}); evaluate it with the "
+            "version that trained it"
         ) from None
 
 

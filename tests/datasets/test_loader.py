@@ -179,6 +179,15 @@ def test_leaving_a_loop_leaves_no_thread(threads: int, toy: Dataset) -> None:
     assert not loader_threads()
 
 
+def test_who_changes_a_batchs_labels_changes_no_other_epoch(toy: Dataset) -> None:
+    loader = make(toy, train=False)
+    plain = list(copies(loader))
+    for batch in loader:
+        batch.label_a.fill_(2)
+        batch.lam.fill_(0)
+    assert equal(list(copies(loader)), plain)
+
+
 def test_slots_are_reused(toy: Dataset) -> None:
     for threads in (1, 2):
         loader = make(toy, ahead=1, threads=threads, batch_size=5)
