@@ -111,7 +111,7 @@ class Loader(Epochs[Batch]):
             apply_plan(resized, plan, self._rule, images)
         label_a, label_b, lam, rows = (
             torch.from_numpy(part) if self._slots else torch.from_numpy(part).pin_memory()
-            for part in (labels, labels[plan.partner], plan.lam, index.astype(np.int64))
+            for part in (labels, labels[plan.partner], plan.lam.copy(), index.astype(np.int64))
         )
         return Batch(images=images, label_a=label_a, label_b=label_b, lam=lam, index=rows)
 

@@ -98,7 +98,8 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int32]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """What to do with each of a batch's B images. All arrays have length B, those of several columns are [B, 4]."""
+    """What to do with each of a batch's B images. All arrays have length B, those of several columns are [B, 4]. Those
+    of a drawn plan are read-only: plans share what is neutral."""
 
     index: NDArray[np.int32]
     """Row of the image in the store."""
@@ -158,39 +159,46 @@ class BatchPlan:
         )
 
 
+_ARRAYS = tuple(field.name for field in fields(BatchPlan) if field.name != "out_size")
 _NO_JITTER = np.array([FIXED_ONE, FIXED_ONE, FIXED_ONE, 0], np.int32)
 _NO_TURN = np.array([FIXED_ONE, 0, FIXED_ONE // 2, FIXED_ONE // 2], np.int32)
 _ANY_ORDER = np.arange(4, dtype=np.int8)
 
 
 @lru_cache(maxsize=16)
-def _unchanged(num: int) -> tuple[NDArray[np.int32], NDArray[np.int8], NDArray[np.int32]]:
-    """Jitter, its order and turn of images that keep their colours and stand upright, [num, 4]; plans share them."""
-    found = tuple(np.repeat(row[None], num, axis=0) for row in (_NO_JITTER, _ANY_ORDER, _NO_TURN))
-    for rows in found:
+def _neutral(num: int) -> dict[str, Any]:
+    """Everything but index and size of a plan that only normalises `num` images. Making it anew was half of the time
+    that a plan took."""
+    zero, boxes, ones = np.zeros(num, np.int16), np.zeros((num, 4), np.int16), np.ones(num, np.float32)
+    found = {
+        "top": zero,
+        "left": zero,
+        "flip": np.zeros(num, np.bool_),
+        "jitter": np.repeat(_NO_JITTER[None], num, axis=0),
+        "jitter_order": np.repeat(_ANY_ORDER[None], num, axis=0),
+        "turn": np.repeat(_NO_TURN[None], num, axis=0),
+        "erase_box": boxes,
+        "partner": np.arange(num, dtype=np.int32),
+        "blend": ones,
+        "mix_box": boxes,
+        "lam": ones,
+    }
+    for rows in found.values():
         rows.flags.writeable = False
-    return found  # type: ignore[return-value]
+    return found
 
 
 def plain_plan(index: NDArray[np.int32], image_size: int) -> BatchPlan:
     """The plan of a test batch: images are normalised and nothing else."""
-    num = len(index)
-    jitter, jitter_order, turn = _unchanged(num)
-    return BatchPlan(
-        index=np.asarray(index, dtype=np.int32),
-        top=np.zeros(num, np.int16),
-        left=np.zeros(num, np.int16),
-        flip=np.zeros(num, np.bool_),
-        out_size=image_size,
-        jitter=jitter,
-        jitter_order=jitter_order,
-        turn=turn,
-        erase_box=np.zeros((num, 4), np.int16),
-        partner=np.arange(num, dtype=np.int32),
-        blend=np.ones(num, np.float32),
-        mix_box=np.zeros((num, 4), np.int16),
-        lam=np.ones(num, np.float32),
-    )
+    return _plan(index, image_size, {})
+
+
+def _plan(index: NDArray[np.int32], out_size: int, drawn: dict[str, Any]) -> BatchPlan:
+    """A plan that is neutral where nothing was drawn."""
+    own = np.array(index, np.int32)
+    for rows in (own, *drawn.values()):
+        rows.flags.writeable = False
+    return BatchPlan(index=own, out_size=out_size, **(_neutral(len(own)) | drawn))
 
 
 def joined(plans: Sequence[BatchPlan]) -> BatchPlan:
@@ -199,11 +207,7 @@ def joined(plans: Sequence[BatchPlan]) -> BatchPlan:
     for plan in plans:
         partner.append(plan.partner + np.int32(first))
         first += len(plan.index)
-    arrays = {
-        field.name: np.concatenate([getattr(plan, field.name) for plan in plans])
-        for field in fields(BatchPlan)
-        if field.name not in ("out_size", "partner")
-    }
+    arrays = {name: np.concatenate([getattr(plan, name) for plan in plans]) for name in _ARRAYS if name != "partner"}
     return BatchPlan(out_size=plans[0].out_size, partner=np.concatenate(partner), **arrays)
 
 
@@ -239,10 +243,8 @@ def draw_plan(
         rng = _moving.to(seed, Purpose.ERASE, epoch, batch)
         drawn["erase_box"] = _draw_erase(spec.erase_prob, rng, num, out_size)
     if spec.mix != "none":
-        mix = _draw_mix(spec, _moving.to(seed, Purpose.MIX, epoch, batch), num, out_size)
-        drawn |= zip(("partner", "blend", "mix_box", "lam"), mix, strict=True)
-    plan = plain_plan(index, out_size)
-    return replace(plan, **drawn) if drawn else plan
+        drawn |= _draw_mix(spec, _moving.to(seed, Purpose.MIX, epoch, batch), num, out_size)
+    return _plan(index, out_size, drawn)
 
 
 def turn_by(degrees: NDArray[np.float64], size: int) -> NDArray[np.int32]:
@@ -279,62 +281,55 @@ def _draw_erase(prob: float, rng: np.random.Generator, num: int, size: int) -> N
     return np.where((coin & fits.any(axis=1))[:, None], box, 0).astype(np.int16)
 
 
-_Mix = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int16], NDArray[np.float32]]
-
-
-def _draw_mix(spec: AugmentSpec, rng: np.random.Generator, num: int, size: int) -> _Mix:
-    """Partner, blend, mix_box and lam of a batch. Drawn in a fixed order, what is not needed left out: lam,
-    permutation, whether to mix, whether to cut, centre."""
+def _draw_mix(spec: AugmentSpec, rng: np.random.Generator, num: int, size: int) -> dict[str, Any]:
+    """Partner, blend, mix_box and lam of a batch, where they are not neutral. Drawn in a fixed order, what is not
+    needed left out: lam, partners, whether to mix, whether to cut, centre."""
     assert spec.mix != "none" and spec.mix_alpha is not None, "the spec has an alpha exactly where it mixes"
-    draws = 1 if spec.mix_scope == "batch" else num
-    lam = rng.beta(spec.mix_alpha, spec.mix_alpha, size=draws)
-    chosen = rng.permutation(num) if spec.mix_partner == "permutation" else np.arange(num)[::-1]
-    mixed = rng.random(draws) < spec.mix_prob if spec.mix_prob < 1 else np.ones(draws, bool)
-    cut = rng.random(draws) < 0.5 if spec.mix == "switch" else np.full(draws, spec.mix == "cutmix")
-    centre = np.zeros((2, draws), np.int64) if spec.mix == "mixup" else rng.integers(0, size, size=(2, draws))
-    if draws == 1:
-        return _mixed_alike(float(lam[0]), centre[:, 0], bool(mixed[0]), bool(cut[0]), chosen, size)
-    return _mixed_each(lam, centre, mixed, cut, chosen, size)
+    if spec.mix_scope == "batch":
+        return _mixed_alike(spec, spec.mix_alpha, rng, num, size)
+    return _mixed_each(spec, spec.mix_alpha, rng, num, size)
 
 
-def _mixed_each(
-    lam: NDArray[np.float64],
-    centre: NDArray[np.int64],
-    mixed: NDArray[np.bool_],
-    cut: NDArray[np.bool_],
-    chosen: NDArray[np.int64],
-    size: int,
-) -> _Mix:
-    """Every image by a draw of its own; everything [B] but centre, [2, B]."""
-    num = len(chosen)
+def _partners(spec: AugmentSpec, rng: np.random.Generator, num: int) -> NDArray[np.int64]:
+    return rng.permutation(num) if spec.mix_partner == "permutation" else np.arange(num)[::-1]
+
+
+def _mixed_each(spec: AugmentSpec, alpha: float, rng: np.random.Generator, num: int, size: int) -> dict[str, Any]:
+    """Every image by a draw of its own."""
+    lam = rng.beta(alpha, alpha, size=num)
+    chosen = _partners(spec, rng, num)
+    mixed = rng.random(num) < spec.mix_prob if spec.mix_prob < 1 else np.ones(num, bool)
+    cut = rng.random(num) < 0.5 if spec.mix == "switch" else np.full(num, spec.mix == "cutmix")
+    centre = np.zeros((2, num), np.int64) if spec.mix == "mixup" else rng.integers(0, size, size=(2, num))
     boxes = _cut_boxes(lam, centre, size)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     label_lam = np.where(cut, 1.0 - area / (size * size), lam)
-    partner = np.where(mixed, chosen, np.arange(num)).astype(np.int32)
-    blend = np.where(mixed & ~cut, lam, 1.0).astype(np.float32)
-    box = np.where((mixed & cut)[:, None], boxes, 0).astype(np.int16)
-    return partner, blend, box, np.where(mixed, label_lam, 1.0).astype(np.float32)
+    return {
+        "partner": np.where(mixed, chosen, np.arange(num)).astype(np.int32),
+        "blend": np.where(mixed & ~cut, lam, 1.0).astype(np.float32),
+        "mix_box": np.where((mixed & cut)[:, None], boxes, 0).astype(np.int16),
+        "lam": np.where(mixed, label_lam, 1.0).astype(np.float32),
+    }
 
 
-def _mixed_alike(
-    lam: float, centre: NDArray[np.int64], mixed: bool, cut: bool, chosen: NDArray[np.int64], size: int
-) -> _Mix:
-    """`_mixed_each` where one draw is everybody's, in a sixth of its time: drawing must not cost what mixing does."""
-    num = len(chosen)
-    box = np.zeros((num, 4), np.int16)
-    if not mixed:
-        return np.arange(num, dtype=np.int32), np.ones(num, np.float32), box, np.ones(num, np.float32)
+def _mixed_alike(spec: AugmentSpec, alpha: float, rng: np.random.Generator, num: int, size: int) -> dict[str, Any]:
+    """One draw for the whole batch. Plain numbers: arrays of one would take as long as the mixing."""
+    lam = rng.beta(alpha, alpha)
+    chosen = _partners(spec, rng, num)
+    if spec.mix_prob < 1 and rng.random() >= spec.mix_prob:
+        return {}
     partner = chosen.astype(np.int32)
-    if not cut:
+    if spec.mix == "mixup" or (spec.mix == "switch" and rng.random() >= 0.5):
         blend = np.full(num, lam, np.float32)
-        return partner, blend, box, blend
+        return {"partner": partner, "blend": blend, "lam": blend}
     half = int(size * math.sqrt(1.0 - lam)) // 2
-    row, column = int(centre[0]), int(centre[1])
+    row, column = int(rng.integers(size)), int(rng.integers(size))
     top, left = max(0, row - half), max(0, column - half)
     bottom, right = min(size, row + half), min(size, column + half)
+    box = np.empty((num, 4), np.int16)
     box[:] = (top, left, bottom, right)
     label_lam = 1.0 - (bottom - top) * (right - left) / (size * size)
-    return partner, np.ones(num, np.float32), box, np.full(num, label_lam, np.float32)
+    return {"partner": partner, "mix_box": box, "lam": np.full(num, label_lam, np.float32)}
 
 
 def _cut_boxes(lam: NDArray[np.float64], centre: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any, Literal
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 from toy import augment
 
@@ -282,22 +286,54 @@ def test_an_erased_box_leaves_a_border_and_keeps_its_share(seed: int, size: int)
         assert (height * width <= 0.36 * size**2).all()
 
 
+class Told:
+    """A generator that draws what it is told: single numbers, or as many equal ones."""
+
+    def __init__(self, lam: float, partners: NDArray[np.int64], coins: tuple[float, float], centre: list[int]) -> None:
+        self.lam, self.partners, self.coins, self.centre = lam, partners, list(coins), centre
+
+    def beta(self, a: float, b: float, size: int | None = None) -> Any:
+        return self.lam if size is None else np.full(size, self.lam)
+
+    def permutation(self, num: int) -> NDArray[np.int64]:
+        return self.partners
+
+    def random(self, size: int | None = None) -> Any:
+        coin = self.coins.pop(0)
+        return coin if size is None else np.full(size, coin)
+
+    def integers(self, low: int, high: int | None = None, size: tuple[int, int] | None = None) -> Any:
+        return self.centre.pop(0) if size is None else np.repeat(np.array(self.centre)[:, None], size[1], axis=1)
+
+
 @pytest.mark.parametrize("size", [8, 32, 33])
-@pytest.mark.parametrize("cut", [False, True])
-@pytest.mark.parametrize("mixed", [False, True])
-def test_one_draw_for_a_batch_is_many_equal_draws(size: int, cut: bool, mixed: bool) -> None:
+@pytest.mark.parametrize("mix", ["mixup", "cutmix", "switch"])
+def test_one_draw_for_a_batch_is_many_equal_draws(size: int, mix: Literal["mixup", "cutmix", "switch"]) -> None:
     """The short way of the study's mixing against the general one, to the bit, at the borders too."""
     rng = np.random.default_rng(size)
-    for trial in range(300):
+    seen = set()
+    for trial in range(400):
         lam = float(rng.choice([0.0, 1.0])) if trial < 8 else float(rng.beta(0.5, 0.5))
-        centre, chosen = rng.integers(0, size, 2), rng.permutation(9)
-        each = plans._mixed_each(
-            np.full(9, lam),
-            np.repeat(centre[:, None], 9, axis=1),
-            np.full(9, mixed),
-            np.full(9, cut),
-            chosen,
-            size,
-        )
-        for one, other in zip(plans._mixed_alike(lam, centre, mixed, cut, chosen, size), each, strict=True):
-            assert one.dtype == other.dtype and np.array_equal(one, other)
+        centre, chosen = rng.integers(0, size, 2).tolist(), rng.permutation(9)
+        coins = (float(rng.choice([0.0, 0.5, rng.random()])), float(rng.choice([0.0, 0.5, rng.random()])))
+        drawn = []
+        for scope in ("batch", "sample"):
+            spec = augment(mix=mix, mix_alpha=1.0, mix_prob=0.5, mix_scope=scope)
+            told: Any = Told(lam, chosen, coins, list(centre))
+            drawn.append({**plans._neutral(9), **plans._draw_mix(spec, told, 9, size)})
+        for name, one in drawn[0].items():
+            assert one.dtype == drawn[1][name].dtype and np.array_equal(one, drawn[1][name]), name
+        seen.add((bool((drawn[0]["partner"] == np.arange(9)).all()), bool(drawn[0]["mix_box"].any())))
+    assert len(seen) >= (2 if mix == "mixup" else 3)
+
+
+def test_a_drawn_plan_cannot_be_written_to() -> None:
+    """Plans share their neutral arrays: one that is changed would change batches of other loaders."""
+    rows = index(8)
+    for one in (draw_plan(augment(pad_crop=4, mix="mixup", mix_alpha=1.0), 1, 0, 0, rows, 32), plain_plan(rows, 32)):
+        for field in fields(one):
+            if field.name != "out_size":
+                with pytest.raises(ValueError, match="read-only"):
+                    getattr(one, field.name)[0] = 1
+    rows[0] = 7  # the caller's stays the caller's
+    assert one.index[0] != 7
