@@ -96,7 +96,7 @@ ENTRIES = {
     "airbench": Entry(label="airbench, whole epochs", make=_peer(peers.airbench), all_cores=True),
     "gather": Entry(label="torch gather of uint8", make=_peer(peers.gather), all_cores=True),
     "ffcv-1": Entry(label="FFCV, 1 worker", make=_peer(ffcv, workers=1)),
-    "ffcv-2": Entry(label="FFCV, 2 workers", make=_peer(ffcv, workers=2)),
+    "ffcv-2": Entry(label="FFCV, 2 workers", make=_peer(ffcv, workers=2), all_cores=True),
 }
 
 
