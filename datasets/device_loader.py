@@ -101,7 +101,7 @@ class DeviceLoader(Epochs[_Planned]):
             plans.append(plan)
             labels.append(np.stack([own, own[plan.partner], plan.index.astype(np.int64)]))
         plan = joined(plans)
-        integers, lam = torch.from_numpy(np.concatenate(labels, axis=1)), torch.from_numpy(plan.lam)
+        integers, lam = torch.from_numpy(np.concatenate(labels, axis=1)), torch.from_numpy(plan.lam.copy())
         if self._images.is_cuda:
             integers, lam = integers.pin_memory(), lam.pin_memory()
         return _Planned(plan, [len(one.index) for one in plans], integers, lam)

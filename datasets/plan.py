@@ -98,8 +98,8 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int32]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """What to do with each of a batch's B images. All arrays have length B, those of several columns are [B, 4]. Those
-    of a drawn plan are read-only: plans share what is neutral."""
+    """What to do with each of a batch's B images. All arrays have length B, those of several columns are [B, 4], and
+    all are made read-only: plans share what is neutral, and a kernel is compiled for one kind of arrays."""
 
     index: NDArray[np.int32]
     """Row of the image in the store."""
@@ -130,6 +130,10 @@ class BatchPlan:
     """CutMix's window (top, left, bottom, right) that is taken from the partner; empty where there is no CutMix."""
     lam: NDArray[np.float32]
     """Weight of the image's own label; the partner's label weighs 1 - lam."""
+
+    def __post_init__(self) -> None:
+        for name in _ARRAYS:
+            getattr(self, name).setflags(write=False)
 
     @property
     def recolours(self) -> bool:
@@ -170,7 +174,7 @@ def _neutral(num: int) -> dict[str, Any]:
     """Everything but index and size of a plan that only normalises `num` images. Making it anew was half of the time
     that a plan took."""
     zero, boxes, ones = np.zeros(num, np.int16), np.zeros((num, 4), np.int16), np.ones(num, np.float32)
-    found = {
+    return {
         "top": zero,
         "left": zero,
         "flip": np.zeros(num, np.bool_),
@@ -183,22 +187,11 @@ def _neutral(num: int) -> dict[str, Any]:
         "mix_box": boxes,
         "lam": ones,
     }
-    for rows in found.values():
-        rows.flags.writeable = False
-    return found
 
 
 def plain_plan(index: NDArray[np.int32], image_size: int) -> BatchPlan:
     """The plan of a test batch: images are normalised and nothing else."""
-    return _plan(index, image_size, {})
-
-
-def _plan(index: NDArray[np.int32], out_size: int, drawn: dict[str, Any]) -> BatchPlan:
-    """A plan that is neutral where nothing was drawn."""
-    own = np.array(index, np.int32)
-    for rows in (own, *drawn.values()):
-        rows.flags.writeable = False
-    return BatchPlan(index=own, out_size=out_size, **(_neutral(len(own)) | drawn))
+    return BatchPlan(index=np.array(index, np.int32), out_size=image_size, **_neutral(len(index)))
 
 
 def joined(plans: Sequence[BatchPlan]) -> BatchPlan:
@@ -244,7 +237,7 @@ def draw_plan(
         drawn["erase_box"] = _draw_erase(spec.erase_prob, rng, num, out_size)
     if spec.mix != "none":
         drawn |= _draw_mix(spec, _moving.to(seed, Purpose.MIX, epoch, batch), num, out_size)
-    return _plan(index, out_size, drawn)
+    return BatchPlan(index=np.array(index, np.int32), out_size=out_size, **(_neutral(num) | drawn))
 
 
 def turn_by(degrees: NDArray[np.float64], size: int) -> NDArray[np.int32]:

@@ -327,7 +327,7 @@ def test_one_draw_for_a_batch_is_many_equal_draws(size: int, mix: Literal["mixup
     assert len(seen) >= (3 if mix == "switch" else 2)
 
 
-def test_a_drawn_plan_cannot_be_written_to() -> None:
+def test_a_plan_cannot_be_written_to() -> None:
     """Plans share their neutral arrays: one that is changed would change batches of other loaders."""
     rows = index(8)
     for one in (draw_plan(augment(pad_crop=4, mix="mixup", mix_alpha=1.0), 1, 0, 0, rows, 32), plain_plan(rows, 32)):
