@@ -69,7 +69,8 @@ class Entry:
     label: str
     make: Callable[[Work, ArrayStore], Epoch]
     all_cores: bool = False
-    """Whether torch may use every core within the process; the others have one thread, and their worker processes."""
+    """Whether torch and numba may use every core within the process; the others have one thread, and their worker
+    processes."""
 
 
 def ours(work: Work, store: ArrayStore, **settings: Any) -> Epoch:

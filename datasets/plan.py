@@ -99,7 +99,7 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int32]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
     """What to do with each of a batch's B images. All arrays have length B, those of several columns are [B, 4], and
-    all are made read-only: plans share what is neutral, and a kernel is compiled for one kind of arrays."""
+    all are made read-only: plans share what is neutral, and the CPU's kernel is compiled for one kind of arrays."""
 
     index: NDArray[np.int32]
     """Row of the image in the store."""
@@ -271,7 +271,7 @@ def _draw_erase(prob: float, rng: np.random.Generator, num: int, size: int) -> N
     height_width = sides[:, np.arange(num), fits.argmax(axis=1)]
     top_left = (rng.random((2, num)) * (size - height_width + 1)).astype(np.int64)
     box = np.concatenate([top_left, top_left + height_width]).T
-    return np.where((coin & fits.any(axis=1))[:, None], box, 0).astype(np.int16)
+    return np.where((coin & fits.any(axis=1))[:, None], box, 0).astype(np.int16, order="C")
 
 
 def _draw_mix(spec: AugmentSpec, rng: np.random.Generator, num: int, size: int) -> dict[str, Any]:

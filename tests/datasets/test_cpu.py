@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from toy import augment
 
-from datasets import cpu, reference
+from datasets import colours, cpu, reference
 from datasets.normalize import Normalization
-from datasets.plan import BatchPlan, plain_plan
+from datasets.plan import BatchPlan, draw_plan, plain_plan
 
 STORED = 4
 RULE = Normalization.by((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
@@ -25,7 +26,7 @@ RULE = Normalization.by((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 def boxes(rng: np.random.Generator, num: int, size: int) -> NDArray[np.int16]:
     """Top, left, bottom, right; some are empty."""
     corners = np.sort(rng.integers(0, size + 1, (2, 2, num)), axis=0)
-    return np.concatenate([corners[0], corners[1]]).T.astype(np.int16)
+    return np.concatenate([corners[0], corners[1]]).T.astype(np.int16, order="C")
 
 
 def any_plan(rng: np.random.Generator, side: int, size: int, reach: int, mix: str, erase: bool) -> BatchPlan:
@@ -102,3 +103,22 @@ def test_two_threads_at_once_make_the_same_bits_as_one() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert all(torch.equal(found, expected) for found in pool.map(lambda _: made(), range(50)))
+
+
+def test_no_drawn_plan_makes_the_kernel_compile_again() -> None:
+    """A compilation takes longer than many an epoch: rows that lie otherwise, or may be written to, would ask for one."""
+    store, out = np.zeros((8, 32, 32, 3), np.uint8), torch.empty(8, 3, 32, 32)
+    whole = {"pad_crop": 4, "hflip_prob": 0.5, "jitter": (0.2, 0.2, 0.2, 0.1), "rotate_deg": 10.0, "erase_prob": 1.0}
+    mixes: list[dict[str, Any]] = [{"mix": "mixup"}, {"mix": "cutmix"}, {"mix": "switch", "mix_scope": "sample"}]
+    specs = [augment(), augment(**whole), augment(erase_prob=1.0), augment(rotate_deg=10.0)]
+    specs += [
+        augment(mix_alpha=1.0, mix_partner=partner, **mix) for mix in mixes for partner in ("permutation", "reverse")
+    ]
+    index = np.arange(8, dtype=np.int32)
+    cpu.apply_plan(store, plain_plan(index, 32), RULE, out)
+    before = {cpu._fill: set(cpu._fill.signatures)}
+    for spec in specs:
+        cpu.apply_plan(store, draw_plan(spec, 1, 0, 0, index, 32), RULE, out)
+        for kernel in (cpu._fill, cpu._cut, colours._change):
+            if kernel.signatures:
+                assert set(kernel.signatures) == before.setdefault(kernel, set(kernel.signatures)), spec

@@ -61,12 +61,19 @@ def test_a_generator_that_is_moved_draws_as_a_new_one() -> None:
             assert draw(moved).tolist() == draw(new).tolist()
 
 
-def test_plans_that_change_nothing_share_arrays_nobody_can_write_into() -> None:
-    one, other = plain_plan(index(4), 8), plain_plan(index(4), 12)
-    assert one.jitter is other.jitter and not (one.recolours or one.turns)
-    for shared in (one.jitter, one.jitter_order, one.turn):
-        with pytest.raises(ValueError, match="read-only"):
-            shared[0] = 1
+def test_plans_share_what_is_neutral_and_nobody_can_write_into_it() -> None:
+    """One that is changed would change batches of other loaders."""
+    rows = index(8)
+    plain, other = plain_plan(rows, 32), plain_plan(rows, 12)
+    drawn = draw_plan(augment(pad_crop=4, mix="mixup", mix_alpha=1.0), 1, 0, 0, rows, 32)
+    assert plain.jitter is other.jitter is drawn.jitter and not (plain.recolours or plain.turns)
+    for plan in (plain, drawn):
+        for field in fields(plan):
+            if field.name != "out_size":
+                with pytest.raises(ValueError, match="read-only"):
+                    getattr(plan, field.name)[0] = 1
+    rows[0] = 7  # the caller's stays the caller's
+    assert plain.index[0] == drawn.index[0] == 0
 
 
 def test_draws_are_pinned() -> None:
@@ -93,6 +100,35 @@ JITTER = [[68850, 75112, 65337, 593248], [61862, 69944, 52802, 34491]]
 JITTER_ORDER = [[2, 1, 3, 0], [2, 3, 1, 0]]
 TURN = [[65396, -4278, -31371, 101240], [65532, 748, 44433, 21235]]
 ERASE = [[22, 3, 31, 16], [5, 12, 18, 24]]
+
+
+@pytest.mark.parametrize("scope", ["batch", "sample"])
+def test_draws_of_mixing_are_pinned(scope: Literal["batch", "sample"]) -> None:
+    """In their order: lam, partners, whether to mix, whether to cut, centre."""
+    spec = augment(mix="switch", mix_alpha=0.5, mix_prob=0.7, mix_scope=scope)
+    found = []
+    for batch in range(5):
+        plan = draw_plan(spec, 223, 3, batch, index(3), 32)
+        found.append([plan.partner.tolist(), plan.mix_box[0].tolist(), round(float(plan.blend[0]), 5)])
+    assert found == MIXED[scope]
+
+
+MIXED: dict[str, list[Any]] = {
+    "batch": [
+        [[0, 2, 1], [11, 0, 32, 21], 1.0],
+        [[0, 1, 2], [4, 4, 30, 30], 1.0],
+        [[0, 2, 1], [0, 0, 0, 0], 0.07114],
+        [[0, 1, 2], [0, 0, 0, 0], 1.0],
+        [[2, 1, 0], [0, 0, 17, 17], 1.0],
+    ],
+    "sample": [
+        [[0, 1, 1], [0, 0, 0, 0], 1.0],
+        [[2, 1, 0], [16, 0, 32, 15], 1.0],
+        [[0, 1, 1], [0, 0, 0, 0], 1.0],
+        [[0, 2, 1], [0, 0, 0, 0], 0.93415],
+        [[1, 0, 2], [0, 0, 0, 0], 0.01733],
+    ],
+}
 
 
 def test_purposes_keep_their_numbers() -> None:
@@ -325,15 +361,3 @@ def test_one_draw_for_a_batch_is_many_equal_draws(size: int, mix: Literal["mixup
             assert one.dtype == drawn[1][name].dtype and np.array_equal(one, drawn[1][name]), name
         seen.add((bool((drawn[0]["partner"] == np.arange(9)).all()), bool(drawn[0]["mix_box"].any())))
     assert len(seen) >= (3 if mix == "switch" else 2)
-
-
-def test_a_plan_cannot_be_written_to() -> None:
-    """Plans share their neutral arrays: one that is changed would change batches of other loaders."""
-    rows = index(8)
-    for one in (draw_plan(augment(pad_crop=4, mix="mixup", mix_alpha=1.0), 1, 0, 0, rows, 32), plain_plan(rows, 32)):
-        for field in fields(one):
-            if field.name != "out_size":
-                with pytest.raises(ValueError, match="read-only"):
-                    getattr(one, field.name)[0] = 1
-    rows[0] = 7  # the caller's stays the caller's
-    assert one.index[0] != 7
